@@ -1,0 +1,67 @@
+//! What every Volant daemon does alike: inherited sockets, logs, readiness, idle exit, shutdown, and telling
+//! which VM a caller belongs to.
+//!
+//! Nothing here knows what a daemon is for.
+
+mod caller;
+mod child;
+mod idle;
+mod logging;
+mod sockets;
+
+pub use caller::{CallerError, vm_of_pid};
+pub use child::die_with_parent;
+pub use idle::{Busy, Idle};
+pub use logging::init_logging;
+pub use sockets::{SocketError, Sockets};
+
+use std::io;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Tells systemd that the service serves, and people what it does (`STATUS=`). Does nothing outside of systemd.
+///
+/// # Errors
+/// The notification socket is named but cannot be written to.
+pub fn ready(status: &str) -> io::Result<()> {
+    sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)])
+}
+
+/// Tells people what the service does now (`systemctl status`). A failure is logged: nothing depends on it.
+pub fn status(status: &str) {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Status(status)]) {
+        tracing::warn!("cannot tell systemd the status '{status}': {error}");
+    }
+}
+
+/// Tells systemd that the service is on its way down.
+pub fn stopping(status: &str) {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(status)]) {
+        tracing::warn!("cannot tell systemd the status '{status}': {error}");
+    }
+}
+
+/// Tells systemd that the service is alive (`WATCHDOG=1`).
+pub fn alive() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
+        tracing::warn!("cannot feed the watchdog: {error}");
+    }
+}
+
+/// Resolves at the first `SIGTERM` or `SIGINT`, with the signal's name.
+///
+/// The handlers are installed when this is called, not when it is first polled.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn shutdown() -> io::Result<impl Future<Output = &'static str> + Send + 'static> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        }
+    })
+}

@@ -1,0 +1,17 @@
+//! What every part of Volant agrees on: names, digests, plugin manifests, VM resources, the host's
+//! configuration and the names of units.
+//!
+//! Everything here is pure: no clock, no log, no socket. Past these types there are no strings to check again.
+
+pub mod config;
+pub mod digest;
+pub mod manifest;
+pub mod name;
+pub mod resources;
+pub mod unit;
+
+pub use config::Config;
+pub use digest::Digest;
+pub use manifest::Manifest;
+pub use name::Name;
+pub use resources::Resources;

@@ -1,0 +1,20 @@
+//! Compiles the `.proto` files without `protoc`.
+
+use std::{error::Error, path::Path};
+
+const FILES: &[&str] = &[
+    "volant/agent/v1/agent.proto",
+    "volant/ipam/v1/ipam.proto",
+    "volant/registry/v1/registry.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in FILES {
+        println!("cargo::rerun-if-changed={}", root.join(file).display());
+    }
+    let files: Vec<_> = FILES.iter().map(|file| root.join(file)).collect();
+    let descriptors = protox::compile(files, [root])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

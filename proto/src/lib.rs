@@ -1,0 +1,32 @@
+//! The contracts between Volant's parts, generated from `proto/volant/*/v1/*.proto`.
+//!
+//! These are wire types: they stop at the face of each part, which turns them into types of its own.
+
+#![allow(missing_debug_implementations, reason = "generated code")]
+#![allow(clippy::all, clippy::pedantic, reason = "generated code")]
+
+/// Between a VM's supervisor on the host and the agent that is PID 1 in its guest.
+pub mod agent {
+    pub mod v1 {
+        tonic::include_proto!("volant.agent.v1");
+
+        /// The vsock port on which the supervisor listens for its guest's agent (CID 2, the host).
+        pub const HOST_PORT: u32 = 1024;
+        /// The protocol that this build speaks; the supervisor refuses another with a clear word.
+        pub const PROTOCOL: u32 = 1;
+    }
+}
+
+/// The address service.
+pub mod ipam {
+    pub mod v1 {
+        tonic::include_proto!("volant.ipam.v1");
+    }
+}
+
+/// What should exist: plugins and VM definitions.
+pub mod registry {
+    pub mod v1 {
+        tonic::include_proto!("volant.registry.v1");
+    }
+}
