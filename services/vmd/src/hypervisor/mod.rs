@@ -1,0 +1,116 @@
+//! What vmd needs of a virtual machine monitor, whichever it is.
+//!
+//! A driver turns a [`MachineSpec`] into child processes of vmd and tells how they end. It knows nothing of agents,
+//! journals or units. All drivers give the host the same vsock: the guest's call to CID 2, port P, arrives at
+//! the Unix socket [`MachineSpec::vsock`]`_P`, on which vmd listens before the launch.
+
+use std::{fmt, io, os::fd::OwnedFd, path::PathBuf};
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+use volant_spec::{Name, Resources};
+
+/// What a VMM is asked to run.
+#[derive(Debug)]
+pub struct MachineSpec {
+    pub name: Name,
+    pub uuid: String,
+    pub resources: Resources,
+    /// Open for reading. A VMM opens it again by `/proc/self/fd/N`, as the store's folder is closed to it.
+    pub kernel: OwnedFd,
+    pub initramfs: OwnedFd,
+    /// Absent: no network.
+    pub nic: Option<Nic>,
+    /// The guest's vsock context id.
+    pub cid: u32,
+    /// A folder of this VM's alone; the driver's sockets go there.
+    pub run_dir: PathBuf,
+    /// See the module's head.
+    pub vsock: PathBuf,
+}
+
+/// A network card and its tap.
+#[derive(Debug)]
+pub struct Nic {
+    /// Attached to its interface already (`TUNSETIFF`, with `IFF_VNET_HDR`).
+    pub tap: OwnedFd,
+    pub mac: String,
+}
+
+/// A VMM that can be started.
+#[async_trait]
+pub trait Hypervisor: fmt::Debug + Send + Sync {
+    /// The driver's name: `qemu` or `cloud-hypervisor`.
+    fn name(&self) -> &'static str;
+
+    /// Starts the VMM with the guest running. Its processes die with the calling thread.
+    ///
+    /// # Errors
+    /// What could not be started and why, with what the VMM printed. No process is left then.
+    async fn launch(&self, spec: MachineSpec) -> Result<Machine, LaunchError>;
+}
+
+/// A VMM that was started.
+#[derive(Debug)]
+pub struct Machine {
+    /// The VMM's process.
+    pub pid: u32,
+    /// The guest's serial console, from its first byte.
+    pub console: UnixStream,
+    pub control: Box<dyn Control>,
+}
+
+/// The way to a running VMM.
+#[async_trait]
+pub trait Control: fmt::Debug + Send {
+    /// Presses the guest's power button.
+    ///
+    /// # Errors
+    /// The VMM does not answer, or has no such button.
+    async fn press_power_button(&mut self) -> Result<(), ControlError>;
+
+    /// Resolves when the VMM has ended, or a process that it cannot do without. May be dropped and called again.
+    async fn wait(&mut self) -> VmmExit;
+
+    /// Kills all of the VMM's processes and waits for their end. Does nothing after the end.
+    async fn kill(&mut self);
+}
+
+/// How a VMM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmmExit {
+    /// The guest powered off.
+    GuestPowerOff,
+    /// The guest reset the machine: a reboot, a kernel panic, or a power-off where there is no ACPI.
+    GuestReset,
+    /// A process ended by itself and not as a guest's end does. `message` is the last that it printed.
+    Exited { program: &'static str, code: i32, message: String },
+    /// A process was killed by a signal.
+    Killed { program: &'static str, signal: i32 },
+}
+
+/// Why a VMM did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error("{program} is not installed; {hint}")]
+    NotInstalled { program: &'static str, hint: &'static str },
+    #[error("cannot start {program}")]
+    Spawn { program: &'static str, source: io::Error },
+    #[error("{program} ended while it started ({status}): {message}")]
+    Ended { program: &'static str, status: String, message: String },
+    #[error("{program} did not answer within {seconds} s: {message}")]
+    Timeout { program: &'static str, seconds: u64, message: String },
+    #[error("{program} refused {act}: {message}")]
+    Refused { program: &'static str, act: &'static str, message: String },
+    #[error("cannot prepare {what}")]
+    Prepare { what: &'static str, source: io::Error },
+}
+
+/// Why a VMM did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{program} did not {act}: {message}")]
+pub struct ControlError {
+    pub program: &'static str,
+    pub act: &'static str,
+    pub message: String,
+}
