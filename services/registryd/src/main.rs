@@ -1,1 +1,71 @@
-fn main() {}
+//! The registry daemon: arguments, logs, sockets, readiness. What it does is in the library.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use registryd::{Fetcher, Limits, Registry, Store, dbus, grpc};
+use volant_service::{Idle, Sockets, init_logging, ready, shutdown, stopping};
+
+/// Keeps what should exist on this host: plugins, their artifacts, VM definitions.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Where the database and the artifacts are kept.
+    #[arg(long, default_value = "/var/lib/volant/registry")]
+    state_dir: PathBuf,
+    /// The socket to listen on when systemd passes none named 'grpc'.
+    #[arg(long, default_value = "/run/volant/registryd.sock")]
+    socket: PathBuf,
+    /// Seconds without a call after which the service exits; 0 means never.
+    #[arg(long, default_value_t = 60)]
+    idle_sec: u64,
+    /// The largest artifact that is taken, in bytes.
+    #[arg(long, default_value_t = 8 << 30)]
+    max_blob_bytes: u64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    init_logging().context("cannot log")?;
+    let socket = Sockets::inherit()?.unix_listener("grpc", &args.socket)?;
+    let told = shutdown().context("cannot wait for signals")?;
+
+    let store = Store::open(&args.state_dir, args.max_blob_bytes)?;
+    let fetcher = Fetcher::new(reqwest::Client::builder, Limits::default());
+    let idle = Idle::new();
+    let registry = Registry::new(store, fetcher, idle.clone());
+    registry.collect_garbage().await;
+    let system = zbus::connection::Builder::system();
+    let bus = dbus::serve(system, registry.clone(), dbus::BusCallers)
+        .await
+        .context("cannot connect to the system bus")?;
+    dbus::take_name(&bus)
+        .await
+        .context("cannot serve on the system bus")?;
+    ready("keeping the registry").context("cannot tell systemd that the service serves")?;
+
+    let end = async {
+        let idle = async {
+            match args.idle_sec {
+                0 => std::future::pending().await,
+                seconds => idle.wait(Duration::from_secs(seconds)).await,
+            }
+        };
+        tokio::select! {
+            signal = told => tracing::info!("ending: {signal}"),
+            () = idle => tracing::debug!("ending: idle"),
+        }
+        stopping("ending");
+        // The name first: the next call on the bus starts a new process.
+        if let Err(error) = dbus::release_name(&bus).await {
+            tracing::warn!("cannot release the bus name: {error}");
+        }
+    };
+    grpc::serve(socket, registry, end)
+        .await
+        .context("cannot serve on the socket")?;
+    bus.graceful_shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! Downloads over http and https, bounded in time: a server that is silent or trickles is given up.
+//!
+//! It fetches what an API client names, so it knows http and https alone: no file of the host is within its reach.
+//! Proxies of the environment (`https_proxy`, `no_proxy` and so on) are honoured.
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use reqwest::{Client, ClientBuilder, Response, StatusCode, redirect};
+use url::Url;
+
+/// How patient downloads are.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For the connection, with its TLS.
+    pub connect: Duration,
+    /// In each such time of waiting, at least [`Limits::bytes`] must arrive; so long may an answer's head take, too.
+    pub window: Duration,
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            window: Duration::from_secs(30),
+            bytes: 16 * 1024,
+        }
+    }
+}
+
+const MAX_REDIRECTS: usize = 5;
+
+/// Why something was not fetched. The caller knows the URL.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("cannot set up an HTTP client")]
+    Client(#[source] reqwest::Error),
+    #[error("the request failed")]
+    Request(#[source] reqwest::Error),
+    #[error("the server answered {0}")]
+    Answer(StatusCode),
+    #[error("the server said nothing for {} ms", .0.as_millis())]
+    Silent(Duration),
+    #[error("the server sent {got} bytes in {} ms and was given up", window.as_millis())]
+    Slow { got: u64, window: Duration },
+    #[error("the download broke off after {got} bytes")]
+    Broken { got: u64, source: reqwest::Error },
+    #[error("it is larger than {limit} bytes")]
+    TooLarge { limit: u64 },
+}
+
+/// Fetches. The HTTP client is made at the first use, as many lives of the daemon need none.
+#[derive(Debug)]
+pub struct Fetcher {
+    base: fn() -> ClientBuilder,
+    client: OnceLock<Client>,
+    limits: Limits,
+}
+
+/// A body that is being received.
+#[derive(Debug)]
+pub struct Download {
+    response: Response,
+    limits: Limits,
+    got: u64,
+    window_got: u64,
+    /// Time spent on waiting in this window; the receiver's own time does not count.
+    waited: Duration,
+}
+
+impl Fetcher {
+    /// `base` gives the client to refine: `reqwest::Client::builder` as a rule.
+    #[must_use]
+    pub fn new(base: fn() -> ClientBuilder, limits: Limits) -> Self {
+        Self {
+            base,
+            client: OnceLock::new(),
+            limits,
+        }
+    }
+
+    /// How patient this is.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Asks for `url` and answers once the head of a successful answer is here.
+    ///
+    /// # Errors
+    /// The server cannot be reached, is silent, or refuses.
+    pub async fn get(&self, url: &Url) -> Result<Download, FetchError> {
+        let sending = self.client()?.get(url.clone()).send();
+        let response = tokio::time::timeout(self.limits.connect + self.limits.window, sending)
+            .await
+            .map_err(|_| FetchError::Silent(self.limits.window))?
+            .map_err(|error| FetchError::Request(error.without_url()))?;
+        if !response.status().is_success() {
+            return Err(FetchError::Answer(response.status()));
+        }
+        Ok(Download {
+            response,
+            limits: self.limits,
+            got: 0,
+            window_got: 0,
+            waited: Duration::ZERO,
+        })
+    }
+
+    /// The whole body of `url`, of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As [`Fetcher::get`] and [`Download::chunk`]; or it is larger.
+    pub async fn small(&self, url: &Url, limit: usize) -> Result<Vec<u8>, FetchError> {
+        let too_large = FetchError::TooLarge {
+            limit: limit as u64,
+        };
+        let mut download = self.get(url).await?;
+        if download.total().is_some_and(|total| total > limit as u64) {
+            return Err(too_large);
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = download.chunk().await? {
+            if body.len() + chunk.len() > limit {
+                return Err(too_large);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn client(&self) -> Result<&Client, FetchError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let client = (self.base)()
+            .connect_timeout(self.limits.connect)
+            .redirect(redirect::Policy::custom(follow))
+            .user_agent(concat!("volant/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(FetchError::Client)?;
+        Ok(self.client.get_or_init(|| client))
+    }
+}
+
+fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let from_https = attempt
+        .previous()
+        .last()
+        .is_some_and(|url| url.scheme() == "https");
+    match attempt.url().scheme() {
+        _ if attempt.previous().len() > MAX_REDIRECTS => {
+            attempt.error(format!("more than {MAX_REDIRECTS} redirects"))
+        }
+        "https" => attempt.follow(),
+        "http" if !from_https => attempt.follow(),
+        _ => attempt.error("a redirect away from https"),
+    }
+}
+
+impl Download {
+    /// The size that the server announced.
+    #[must_use]
+    pub fn total(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// The connection broke, or the server is too slow.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        loop {
+            let left = self.limits.window.saturating_sub(self.waited);
+            let begun = Instant::now();
+            let answer = tokio::time::timeout(left, self.response.chunk()).await;
+            self.waited += begun.elapsed();
+            match answer {
+                Ok(Ok(Some(chunk))) => {
+                    self.got += chunk.len() as u64;
+                    self.window_got += chunk.len() as u64;
+                    return Ok(Some(chunk));
+                }
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Err(error)) => {
+                    return Err(FetchError::Broken {
+                        got: self.got,
+                        source: error.without_url(),
+                    });
+                }
+                Err(_) if self.window_got < self.limits.bytes => {
+                    return Err(FetchError::Slow {
+                        got: self.window_got,
+                        window: self.limits.window,
+                    });
+                }
+                Err(_) => {
+                    self.waited = Duration::ZERO;
+                    self.window_got = 0;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Errors as callers of gRPC see them: the code that the contract promises, and the whole chain as the message.
+
+use std::error::Error;
+
+use tonic::{Code, Status};
+
+use crate::{
+    fetch::FetchError,
+    install::InstallError,
+    store::{BlobError, PluginError, StoreError, VmError},
+};
+
+/// An error and its sources, as one line.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// The status of an error of a call on VMs.
+#[must_use]
+pub fn of_vm(error: &VmError) -> Status {
+    let code = match error {
+        VmError::NotFound(_) | VmError::NoPlugin(_) => Code::NotFound,
+        VmError::Taken(_) | VmError::TakenByDeleting(_) => Code::AlreadyExists,
+        VmError::Resources { .. } => Code::InvalidArgument,
+        VmError::NotMarked(_) => Code::FailedPrecondition,
+        VmError::UidsUsedUp => Code::ResourceExhausted,
+        VmError::Store(error) => store_code(error),
+    };
+    Status::new(code, chain(error))
+}
+
+/// The status of an error of a call on plugins.
+#[must_use]
+pub fn of_plugin(error: &PluginError) -> Status {
+    Status::new(plugin_code(error), chain(error))
+}
+
+/// The status of an error of a call on artifacts.
+#[must_use]
+pub fn of_blob(error: &BlobError) -> Status {
+    Status::new(blob_code(error), chain(error))
+}
+
+/// The status of a failed look at the store.
+#[must_use]
+pub fn of_store(error: &StoreError) -> Status {
+    Status::new(store_code(error), chain(error))
+}
+
+/// The status of a failed install.
+#[must_use]
+pub fn of_install(error: &InstallError) -> Status {
+    let code = match error {
+        InstallError::Url { .. } | InstallError::Manifest(_) | InstallError::Size { .. } => {
+            Code::InvalidArgument
+        }
+        InstallError::ManifestFetch { source, .. } | InstallError::Fetch { source, .. } => {
+            fetch_code(source)
+        }
+        InstallError::NotUploaded { .. } => Code::FailedPrecondition,
+        InstallError::Keep { source, .. } => blob_code(source),
+        InstallError::Plugin(error) => plugin_code(error),
+        InstallError::Store(error) => store_code(error),
+    };
+    Status::new(code, chain(error))
+}
+
+fn plugin_code(error: &PluginError) -> Code {
+    match error {
+        PluginError::NotFound(_) => Code::NotFound,
+        PluginError::InUse { .. } | PluginError::NoArtifact { .. } => Code::FailedPrecondition,
+        PluginError::Store(error) => store_code(error),
+    }
+}
+
+fn blob_code(error: &BlobError) -> Code {
+    match error {
+        BlobError::Mismatch { .. } | BlobError::TooLarge { .. } => Code::InvalidArgument,
+        BlobError::Store(error) => store_code(error),
+    }
+}
+
+fn store_code(error: &StoreError) -> Code {
+    match error {
+        StoreError::NoSpace(_) => Code::ResourceExhausted,
+        StoreError::Damaged { .. } => Code::DataLoss,
+        StoreError::File { .. } | StoreError::Database { .. } => Code::Internal,
+    }
+}
+
+fn fetch_code(error: &FetchError) -> Code {
+    match error {
+        FetchError::TooLarge { .. } | FetchError::Answer(_) => Code::InvalidArgument,
+        FetchError::Request(_)
+        | FetchError::Broken { .. }
+        | FetchError::Silent(_)
+        | FetchError::Slow { .. } => Code::Unavailable,
+        FetchError::Client(_) => Code::Internal,
+    }
+}
