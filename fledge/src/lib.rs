@@ -1,0 +1,18 @@
+//! Builds plugins: files in, a bootable artifact and its manifest out. Never needs root.
+//!
+//! [`recipe`] reads `fledge.toml`, [`tree`] decides what the guest's root holds, [`gather`] fills it from
+//! files, [`initramfs`] writes it down byte for byte reproducibly, and [`build`] does all of it in order.
+
+pub mod build;
+mod check;
+mod elf;
+mod gather;
+pub mod initramfs;
+mod newc;
+pub mod recipe;
+pub mod tree;
+
+pub use build::{BuildError, Built, Options, build};
+
+/// Where the packages put the guest's agent.
+pub const KESTREL: &str = "/usr/lib/volant/kestrel";
