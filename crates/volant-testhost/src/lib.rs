@@ -9,7 +9,7 @@ mod mounts;
 mod packages;
 
 pub use host::{Host, Options};
-pub use packages::{EXAMPLE_VARIABLE, PACKAGES_VARIABLE, Packages};
+pub use packages::{EXAMPLE_VARIABLE, HOSTILE_VARIABLE, PACKAGES_VARIABLE, Packages};
 
 use std::{
     thread,

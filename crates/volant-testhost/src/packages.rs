@@ -17,6 +17,8 @@ pub struct Packages(PathBuf);
 pub const PACKAGES_VARIABLE: &str = "VOLANT_PACKAGES";
 /// The environment variable by which `cargo xtask` tells where the example plugin is, ready for `fledge build`.
 pub const EXAMPLE_VARIABLE: &str = "VOLANT_EXAMPLE";
+/// The environment variable by which `cargo xtask` tells where the hostile guest program is.
+pub const HOSTILE_VARIABLE: &str = "VOLANT_HOSTILE";
 
 impl Packages {
     /// The packages in a folder.

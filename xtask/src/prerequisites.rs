@@ -1,0 +1,128 @@
+//! What the machine must have, and how it gets it.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::geteuid;
+
+use crate::say;
+
+/// Debian packages that a throw-away host needs: what Volant depends on, and what tests look with.
+const HOST: &[&str] = &[
+    "bsdutils",
+    "curl",
+    "dbus",
+    "iproute2",
+    "iptables",
+    "iputils-ping",
+    "jq",
+    "nftables",
+    "polkitd",
+    "procps",
+    "qemu-system-x86",
+    "systemd",
+    "systemd-container",
+    "util-linux",
+];
+/// Debian packages that build the guest kernel and the programs.
+const BUILD: &[&str] = &[
+    "bc",
+    "bison",
+    "ca-certificates",
+    "cpio",
+    "flex",
+    "gcc",
+    "libc6-dev",
+    "libelf-dev",
+    "libssl-dev",
+    "linux-source-6.1",
+    "lz4",
+    "make",
+    "pkg-config",
+    "python3-minimal",
+    "rsync",
+    "xz-utils",
+    "zstd",
+    "binutils",
+    "perl-base",
+    "busybox-static",
+];
+
+/// Installs what is missing. Does nothing, quickly, when all is there.
+///
+/// # Errors
+/// Not Debian, not root while something is missing, or apt-get failed.
+pub fn install() -> Result<()> {
+    ensure!(
+        cfg!(all(target_os = "linux", target_arch = "x86_64")),
+        "Volant is built and tested on x86-64 Linux"
+    );
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    ensure!(
+        geteuid().is_root(),
+        "these packages are missing, and only root can install them: {}",
+        missing.join(" ")
+    );
+    say::step(format!(
+        "Installing {} Debian packages: {}",
+        missing.len(),
+        missing.join(" ")
+    ));
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command
+            .args(["-q", "-o", "DPkg::Lock::Timeout=600"])
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    say::quietly(&mut apt(&["update"]))?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(&missing);
+    say::quietly(&mut apt(&arguments))?;
+    Ok(())
+}
+
+/// Fails unless this is root: hosts, mounts and namespaces need it.
+///
+/// # Errors
+/// This is another user.
+pub fn need_root(what: &str) -> Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "{what} needs root: it mounts file systems and makes namespaces"
+    );
+    Ok(())
+}
+
+fn missing() -> Result<Vec<&'static str>> {
+    let release = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+    let is_debian = release.lines().any(|line| {
+        let value = line
+            .strip_prefix("ID=")
+            .or_else(|| line.strip_prefix("ID_LIKE="));
+        value.is_some_and(|value| value.trim_matches('"').split(' ').any(|id| id == "debian"))
+    });
+    if !is_debian {
+        bail!(
+            "this is not Debian: xtask installs what it needs with apt-get, and is tested on Debian 12"
+        );
+    }
+    let wanted = HOST.iter().chain(BUILD).copied();
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${db:Status-Status} ${Package}\n"])
+        .args(wanted.clone())
+        .output()
+        .context("cannot run dpkg-query")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let installed: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("installed "))
+        .collect();
+    Ok(wanted
+        .filter(|package| !installed.contains(package))
+        .collect())
+}

@@ -1,0 +1,100 @@
+//! Running tests and benchmarks.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::{
+    build::{self, cargo, target},
+    example, package, prerequisites, say,
+};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Bench {
+    /// From `volar vms create` to ready, beside the bare VMM; memory; ten VMs at once
+    Boot,
+}
+
+/// Runs the tests of each crate, then those of the whole system.
+///
+/// # Errors
+/// Something is missing, or a test failed.
+pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
+    prerequisites::need_root("the whole-system tests")?;
+    prerequisites::install()?;
+    if !system_only {
+        say::step("Running the tests of each crate");
+        let mut command = cargo("test");
+        command.args(["--workspace", "--exclude", "volant-tests", "--locked"]);
+        if let Some(filter) = filter {
+            command.args(["--", filter]);
+        }
+        say::run(&mut command)?;
+    }
+    let needed = needed()?;
+    say::step("Running the tests of the whole system on throw-away hosts");
+    let mut command = cargo("test");
+    command
+        .args(["--package", "volant-tests", "--locked"])
+        .envs(needed.variables());
+    command.args(["--", "--test-threads=1"]);
+    command.args(filter);
+    say::run(&mut command)
+}
+
+/// Measures.
+///
+/// # Errors
+/// Something is missing, or a run failed.
+pub fn bench(what: Bench, rounds: u32) -> Result<()> {
+    prerequisites::need_root("a benchmark of the whole system")?;
+    prerequisites::install()?;
+    let needed = needed()?;
+    let name = match what {
+        Bench::Boot => "bench-boot",
+    };
+    say::step(format!("Measuring ({rounds} rounds)"));
+    say::run(
+        cargo("run")
+            .args([
+                "--release",
+                "--locked",
+                "--package",
+                "volant-tests",
+                "--bin",
+                name,
+                "--",
+            ])
+            .args(["--rounds", &rounds.to_string(), "--output"])
+            .arg(target().join("bench"))
+            .envs(needed.variables()),
+    )
+}
+
+/// What whole-system tests are given by the environment.
+#[derive(Debug)]
+struct Needed {
+    packages: PathBuf,
+    example: PathBuf,
+    hostile: PathBuf,
+}
+
+impl Needed {
+    fn variables(&self) -> [(&'static str, &Path); 3] {
+        [
+            (volant_testhost::PACKAGES_VARIABLE, &self.packages),
+            (volant_testhost::EXAMPLE_VARIABLE, &self.example),
+            (volant_testhost::HOSTILE_VARIABLE, &self.hostile),
+        ]
+    }
+}
+
+fn needed() -> Result<Needed> {
+    package::build()?;
+    Ok(Needed {
+        packages: package::folder(),
+        example: example::caddy()?,
+        hostile: build::guest_program("hostile")?,
+    })
+}
