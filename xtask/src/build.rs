@@ -51,6 +51,16 @@ pub fn programs() -> Result<PathBuf> {
     Ok(target().join("release"))
 }
 
+/// Builds the program that starts bare VMMs; gives its path.
+///
+/// # Errors
+/// cargo failed.
+pub fn bare_vmm() -> Result<PathBuf> {
+    say::step("Building bare-vmm");
+    say::run(cargo("build").args(["--release", "--locked", "--package", "bare-vmm"]))?;
+    Ok(target().join("release/bare-vmm"))
+}
+
 /// Builds a program for the guest, as one static binary; gives its path.
 ///
 /// # Errors

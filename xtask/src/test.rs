@@ -51,6 +51,7 @@ pub fn bench(what: Bench, rounds: u32) -> Result<()> {
     prerequisites::need_root("a benchmark of the whole system")?;
     prerequisites::install()?;
     let needed = needed()?;
+    let bare = build::bare_vmm()?;
     let name = match what {
         Bench::Boot => "bench-boot",
     };
@@ -68,7 +69,8 @@ pub fn bench(what: Bench, rounds: u32) -> Result<()> {
             ])
             .args(["--rounds", &rounds.to_string(), "--output"])
             .arg(target().join("bench"))
-            .envs(needed.variables()),
+            .envs(needed.variables())
+            .env(volant_testhost::BARE_VARIABLE, bare),
     )
 }
 

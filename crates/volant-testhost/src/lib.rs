@@ -9,7 +9,9 @@ mod mounts;
 mod packages;
 
 pub use host::{Host, Options};
-pub use packages::{EXAMPLE_VARIABLE, HOSTILE_VARIABLE, PACKAGES_VARIABLE, Packages};
+pub use packages::{
+    BARE_VARIABLE, EXAMPLE_VARIABLE, HOSTILE_VARIABLE, PACKAGES_VARIABLE, Packages,
+};
 
 use std::{
     thread,

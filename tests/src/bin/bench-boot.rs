@@ -1,0 +1,275 @@
+//! From `volar vms create` to ready, beside the bare VMM; memory; ten VMs at once. Run by `cargo xtask bench boot`.
+//!
+//! Everything is a ratio within one run on one machine: the bare VMM, with the same arguments, kernel and initramfs, is
+//! started between the rounds.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use volant_testhost::BARE_VARIABLE;
+use volant_tests::Site;
+
+const AT_ONCE: u32 = 10;
+
+fn main() -> Result<()> {
+    let (rounds, output) = arguments()?;
+    let site = Site::new()?;
+    let bare = env::var_os(BARE_VARIABLE).context("run this by `cargo xtask bench boot`")?;
+    fs::copy(bare, site.host.path().join("root/bare-vmm")).context("cannot copy bare-vmm")?;
+
+    let mut floors = Vec::new();
+    let mut creations = Vec::new();
+    let mut steps: Vec<Steps> = Vec::new();
+    for round in 0..=rounds {
+        let floor = bare_vmms(&site, 1)?[0];
+        let begun = Instant::now();
+        site.create("bench", "hello")?;
+        let creation = milliseconds(begun.elapsed());
+        let step = Steps::read(&site)?;
+        site.host.sh("volar vms delete bench")?;
+        // The first round fills caches and activates the services.
+        if round > 0 {
+            eprintln!("round {round}: bare {floor:.0} ms, create {creation:.0} ms");
+            floors.push(floor);
+            creations.push(creation);
+            steps.push(step);
+        }
+    }
+    let memory = memory(&site)?;
+    let ten = ten_at_once(&site, median(&creations), median(&floors))?;
+
+    let ratio = median(&creations) / median(&floors);
+    let parts: Vec<(&str, f64)> = (0..Steps::NAMES.len())
+        .map(|i| {
+            (
+                Steps::NAMES[i],
+                median(&steps.iter().map(|step| step.0[i]).collect::<Vec<_>>()),
+            )
+        })
+        .collect();
+    let raw = json!({
+        "rounds": rounds, "floor_ms": floors, "create_ms": creations,
+        "steps_ms": steps.iter().map(|step| step.0.to_vec()).collect::<Vec<_>>(), "step_names": Steps::NAMES,
+        "create_over_floor": ratio, "memory": memory, "ten_at_once": ten,
+    });
+    report(rounds, &floors, &creations, ratio, &parts, &memory, &ten);
+    fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
+    let file = output.join("boot.json");
+    fs::write(&file, serde_json::to_string_pretty(&raw)?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    println!("\nThe raw figures: {}", file.display());
+    Ok(())
+}
+
+fn arguments() -> Result<(u32, PathBuf)> {
+    let mut rounds = 20;
+    let mut output = PathBuf::from("target/bench");
+    let mut words = env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words
+            .next()
+            .with_context(|| format!("{word} needs a value"))?;
+        match word.as_str() {
+            "--rounds" => rounds = value.parse().context("--rounds needs a number")?,
+            _ => output = PathBuf::from(value),
+        }
+    }
+    Ok((rounds, output))
+}
+
+/// Milliseconds from the start of the first of `count` bare VMMs to each one's hello.
+fn bare_vmms(site: &Site, count: u32) -> Result<Vec<f64>> {
+    let text = site.host.sh(&format!(
+        "/root/bare-vmm --initramfs /root/hello/hello.cpio.* --cpus 1 --memory 128 --count {count} 2>/dev/null"
+    ))?;
+    text.lines()
+        .map(|line| {
+            line.parse()
+                .with_context(|| format!("bare-vmm said: {line}"))
+        })
+        .collect()
+}
+
+/// Where the time of one creation went, in milliseconds.
+#[derive(Debug)]
+struct Steps([f64; 5]);
+
+impl Steps {
+    const NAMES: [&str; 5] = [
+        "systemd: from the job to vmd's first instruction",
+        "vmd: definition, lease, tap, own uid",
+        "the VMM's start",
+        "the guest's boot, to kestrel's hello",
+        "run configuration, workload started, READY=1",
+    ];
+
+    fn read(site: &Site) -> Result<Self> {
+        let show = |property: &str| -> Result<f64> {
+            let text = site.host.sh(&format!(
+                "systemctl show volant-vm@bench --property {property} --value"
+            ))?;
+            text.trim()
+                .parse::<f64>()
+                .with_context(|| format!("{property}: {text}"))
+        };
+        let marks = site.host.sh(
+            "journalctl --unit volant-vm@bench --output json --no-pager \
+             _SYSTEMD_INVOCATION_ID=$(systemctl show volant-vm@bench --property InvocationID --value)",
+        )?;
+        let mark = |start: &str| -> Result<f64> {
+            marks
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+                .find(|entry| {
+                    entry["MESSAGE"]
+                        .as_str()
+                        .is_some_and(|message| message.starts_with(start))
+                })
+                .and_then(|entry| {
+                    entry["_SOURCE_REALTIME_TIMESTAMP"]
+                        .as_str()
+                        .or(entry["__MONOTONIC_TIMESTAMP"].as_str())?
+                        .parse()
+                        .ok()
+                })
+                .with_context(|| format!("vmd's journal has no '{start}'"))
+        };
+        let (job, exec, ready) = (
+            show("InactiveExitTimestampMonotonic")?,
+            show("ExecMainStartTimestampMonotonic")?,
+            show("ActiveEnterTimestampMonotonic")?,
+        );
+        let (chosen, launched, hello) = (
+            mark("the VMM starts")?,
+            mark("the VMM runs")?,
+            mark("the agent says hello")?,
+        );
+        let part = |from: f64, to: f64| (to - from) / 1000.0;
+        Ok(Self([
+            part(job, exec),
+            part(exec, chosen),
+            part(chosen, launched),
+            part(launched, hello),
+            part(hello, ready),
+        ]))
+    }
+}
+
+/// What one VM costs, in KiB.
+fn memory(site: &Site) -> Result<Value> {
+    site.create("bench", "hello")?;
+    let pss = |name: &str| -> Result<u64> {
+        let text = site.host.sh(&format!(
+            "for pid in $(pgrep -x '{name}'); do awk '/^Pss:/ {{ print $2 }}' /proc/$pid/smaps_rollup; done | head -1"
+        ))?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("no PSS of {name}: {text}"))
+    };
+    let vm = site.vm("bench")?;
+    let size = |path: &str| -> Result<u64> {
+        Ok(fs::metadata(site.host.path().join(path))
+            .with_context(|| format!("no {path}"))?
+            .len()
+            / 1024)
+    };
+    let total = vm["memory_total_kib"]
+        .as_u64()
+        .context("no memory_total_kib")?;
+    let available = vm["memory_available_kib"]
+        .as_u64()
+        .context("no memory_available_kib")?;
+    let answer = json!({
+        "vmd_pss_kib": pss("vmd")?,
+        "vhost_device_vsock_pss_kib": pss("vhost-device-vs").or_else(|_| pss("vhost-device-v"))?,
+        "vmm_pss_kib": pss("qemu-system-x86").or_else(|_| pss("cloud-hyperviso"))?,
+        "kestrel_binary_kib": size("usr/lib/volant/kestrel")?,
+        "kestrel_resident_kib": vm["agent_resident_kib"],
+        "guest_used_kib": total - available,
+        "guest_memory_kib": 128 * 1024,
+        "guest_outside_of_linux_kib": 128 * 1024 - total,
+    });
+    site.host.sh("volar vms delete bench")?;
+    Ok(answer)
+}
+
+fn ten_at_once(site: &Site, one: f64, bare_one: f64) -> Result<Value> {
+    let bare = bare_vmms(site, AT_ONCE)?.into_iter().fold(0.0, f64::max);
+    let begun = Instant::now();
+    site.host.sh(&format!(
+        "for i in $(seq {AT_ONCE}); do volar vms create ten-$i --plugin hello --cpu 1 --memory 128 & pids=\"$pids $!\"; done; \
+         for pid in $pids; do wait $pid || exit 1; done"
+    ))?;
+    let all = milliseconds(begun.elapsed());
+    let running = site
+        .host
+        .sh("volar vms list --output json | jq '[.[] | select(.phase == \"running\")] | length'")?;
+    site.host
+        .sh(&format!("volar vms delete $(seq -f 'ten-%g' {AT_ONCE})"))?;
+    Ok(json!({
+        "running": running.trim(), "create_all_ms": all, "bare_all_ms": bare,
+        "create_all_over_one": all / one, "bare_all_over_one": bare / bare_one,
+    }))
+}
+
+fn report(
+    rounds: u32,
+    floors: &[f64],
+    creations: &[f64],
+    ratio: f64,
+    parts: &[(&str, f64)],
+    memory: &Value,
+    ten: &Value,
+) {
+    let (floor, creation) = (median(floors), median(creations));
+    println!("Boot, median of {rounds}                                     ms   over the floor");
+    println!("  bare VMM, from its start to the agent's hello   {floor:>8.0}   1.00");
+    println!("  volar vms create, until it returns              {creation:>8.0}   {ratio:.2}");
+    println!("Where a creation's time goes                            ms   share");
+    let known: f64 = parts.iter().map(|part| part.1).sum();
+    for (name, value) in parts
+        .iter()
+        .copied()
+        .chain([("volar, gatewayd, registryd, the answer", creation - known)])
+    {
+        println!(
+            "  {name:<50} {value:>5.0}   {:>4.1} %",
+            100.0 * value / creation
+        );
+    }
+    println!("Memory of one VM                                       KiB");
+    for (name, value) in memory.as_object().into_iter().flatten() {
+        println!("  {name:<50} {:>6}", value.to_string());
+    }
+    println!(
+        "{AT_ONCE} VMs at once: {} running",
+        ten["running"].as_str().unwrap_or("?")
+    );
+    for (name, value) in ten
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| value.is_f64())
+    {
+        println!("  {name:<50} {:>8.2}", value.as_f64().unwrap_or_default());
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        len if len % 2 == 1 => sorted[len / 2],
+        len => f64::midpoint(sorted[len / 2 - 1], sorted[len / 2]),
+    }
+}
