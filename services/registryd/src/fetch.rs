@@ -148,17 +148,22 @@ impl Fetcher {
 }
 
 fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let from_https = attempt
-        .previous()
-        .last()
-        .is_some_and(|url| url.scheme() == "https");
-    match attempt.url().scheme() {
-        _ if attempt.previous().len() > MAX_REDIRECTS => {
-            attempt.error(format!("more than {MAX_REDIRECTS} redirects"))
-        }
-        "https" => attempt.follow(),
-        "http" if !from_https => attempt.follow(),
-        _ => attempt.error("a redirect away from https"),
+    match refusal(attempt.previous(), attempt.url()) {
+        None => attempt.follow(),
+        Some(why) => attempt.error(why),
+    }
+}
+
+/// Why a redirect is not followed. `previous` are the URLs so far, the first included.
+fn refusal(previous: &[Url], next: &Url) -> Option<String> {
+    if previous.len() > MAX_REDIRECTS {
+        return Some(format!("more than {MAX_REDIRECTS} redirects"));
+    }
+    let from_https = previous.last().is_some_and(|url| url.scheme() == "https");
+    match next.scheme() {
+        "https" => None,
+        "http" if !from_https => None,
+        scheme => Some(format!("a redirect to {scheme} is not followed from here")),
     }
 }
 
@@ -204,5 +209,35 @@ impl Download {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_stay_on_the_web_and_never_leave_https() {
+        let [http, https, file] = ["http://a.example/", "https://a.example/", "file:///a"]
+            .map(|url| Url::parse(url).unwrap());
+        let cases = [
+            (&http, &http, true),
+            (&http, &https, true),
+            (&https, &https, true),
+            (&https, &http, false),
+            (&http, &file, false),
+            (&https, &file, false),
+        ];
+        for (from, to, follows) in cases {
+            let refused = refusal(std::slice::from_ref(from), to);
+            assert_eq!(refused.is_none(), follows, "{from} to {to}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn the_sixth_redirect_is_not_followed() {
+        let url = Url::parse("https://a.example/").unwrap();
+        assert_eq!(refusal(&vec![url.clone(); MAX_REDIRECTS], &url), None);
+        assert!(refusal(&vec![url.clone(); MAX_REDIRECTS + 1], &url).is_some());
     }
 }

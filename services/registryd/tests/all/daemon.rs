@@ -6,8 +6,17 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use volant_dbus::registry::{ManagerProxy, NAME};
 use volant_proto::registry::v1::{
@@ -103,7 +112,7 @@ async fn ended(process: &mut Process) -> ExitStatus {
     eventually(async || process.0.try_wait().unwrap()).await
 }
 
-fn upload(content: &[u8]) -> Vec<wire::UploadBlobRequest> {
+fn upload_of(content: &[u8]) -> Vec<wire::UploadBlobRequest> {
     let digest = digest(content).to_string();
     [
         Part::Header(wire::BlobHeader { digest }),
@@ -118,7 +127,7 @@ async fn a_killed_daemon_loses_nothing_that_it_answered() {
     let host = Host::start();
     let (mut first, mut client) = host.registryd(0).await;
     let content = b"initramfs";
-    let parts = tokio_stream::iter(upload(content));
+    let parts = tokio_stream::iter(upload_of(content));
     client.upload_blob(parts).await.unwrap();
     let given = bytes(&manifest("caddy", "x", content));
     let request = wire::InstallPluginRequest {
@@ -133,7 +142,7 @@ async fn a_killed_daemon_loses_nothing_that_it_answered() {
     };
     let created = client.create_vm(request).await.unwrap().into_inner();
     // And one that is under way.
-    let half = upload(&vec![5; 1_000_000]);
+    let half = upload_of(&vec![5; 1_000_000]);
     let half = futures_util::StreamExt::chain(tokio_stream::iter(half), tokio_stream::pending());
     let cut = tokio::spawn(async move { client.upload_blob(half).await });
     eventually(async || (!files(&host.dir, "incoming").is_empty()).then_some(())).await;
@@ -173,4 +182,68 @@ async fn a_caller_that_is_in_no_vms_unit_gets_nothing() {
     assert_eq!(name.as_str(), "com.volantvm.Registry1.Error.NotAVm");
     let text = text.unwrap();
     assert!(text.contains("is not part of a VM's unit"), "{text}");
+}
+
+/// An upload whose parts are sent when the test wants.
+fn slow_upload(
+    mut client: Client,
+) -> (
+    mpsc::Sender<wire::UploadBlobRequest>,
+    JoinHandle<Result<u64, tonic::Status>>,
+) {
+    let (send, parts) = mpsc::channel(8);
+    let upload = async move {
+        let answer = client.upload_blob(ReceiverStream::new(parts)).await?;
+        Ok(answer.into_inner().size)
+    };
+    (send, tokio::spawn(upload))
+}
+
+#[tokio::test]
+async fn a_daemon_with_an_upload_under_way_is_not_idle() {
+    let host = Host::start();
+    let (mut process, client) = host.registryd(1).await;
+    let (send, upload) = slow_upload(client);
+    let content = [6; 1000];
+    let [header, _] = &upload_of(&content)[..] else {
+        unreachable!()
+    };
+    send.send(header.clone()).await.unwrap();
+    // Longer in all than the daemon is idle for, without any other call.
+    for piece in content.chunks(50) {
+        sleep(Duration::from_millis(100)).await;
+        let part = Some(Part::Chunk(piece.to_vec()));
+        send.send(wire::UploadBlobRequest { part }).await.unwrap();
+    }
+    let bus = DBusProxy::new(&host.connect().await).await.unwrap();
+    let owned = bus.name_has_owner(NAME.try_into().unwrap()).await.unwrap();
+    assert!(owned, "it began to end");
+    drop(send);
+    assert_eq!(upload.await.unwrap().unwrap(), 1000);
+    assert!(ended(&mut process).await.success());
+}
+
+#[tokio::test]
+async fn a_daemon_told_to_end_gives_its_name_back_and_finishes_what_it_began() {
+    let host = Host::start();
+    let (mut process, client) = host.registryd(0).await;
+    let (send, upload) = slow_upload(client);
+    let mut parts = upload_of(b"initramfs");
+    let last = parts.pop().unwrap();
+    send.send(parts.pop().unwrap()).await.unwrap();
+    eventually(async || (!files(&host.dir, "incoming").is_empty()).then_some(())).await;
+
+    let pid = Pid::from_raw(process.0.id().try_into().unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let bus = DBusProxy::new(&host.connect().await).await.unwrap();
+    eventually(async || {
+        let owned = bus.name_has_owner(NAME.try_into().unwrap()).await.unwrap();
+        (!owned).then_some(())
+    })
+    .await;
+    assert!(process.0.try_wait().unwrap().is_none());
+    send.send(last).await.unwrap();
+    drop(send);
+    assert_eq!(upload.await.unwrap().unwrap(), 9);
+    assert!(ended(&mut process).await.success());
 }
