@@ -1,0 +1,409 @@
+//! VMs made, started, stopped and deleted: which steps, in which order, and what happens when one fails.
+//!
+//! ```text
+//! create   registryd CreateVm ─▶ (enable) ─▶ start        a start that fails: deleted again
+//! delete   registryd DeleteVm (a tombstone) ─▶ stop ─▶ (disable) ─▶ ipamd ReleaseLease ─▶ registryd PurgeVm
+//! ```
+//! A deletion that is cut off anywhere is finished at the next start: its tombstone is still there.
+
+use std::time::Duration;
+
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+    stream,
+};
+use tracing::Instrument;
+use volant_proto::{
+    ipam::v1::Lease,
+    registry::v1::{CreateVmRequest, Vm as Defined},
+};
+use volant_spec::{Name, unit};
+
+use crate::{
+    Gateway, Kind, Problem, live,
+    systemd::{ActiveState, Change, JobResult, SystemdError, UnitState},
+    view,
+};
+
+/// A deletion under way, and how it ended for all who wait for it.
+pub type Deletion = Shared<BoxFuture<'static, Result<(), Problem>>>;
+
+/// How many VMs are looked at at once for a list.
+const AT_ONCE: usize = 32;
+/// The units of all VMs.
+const EVERY_VM: &str = "volant-vm@*.service";
+/// How often a unit is stopped that somebody else starts again.
+const STOPS: usize = 3;
+/// Between the tries to finish a deletion that was cut off.
+const RETRIES: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(30),
+];
+
+/// What a VM is to be.
+#[derive(Clone, Debug)]
+pub struct NewVm {
+    pub name: Name,
+    pub request: CreateVmRequest,
+    pub start: bool,
+    pub enable: bool,
+}
+
+/// Whether a VM starts at boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtBoot {
+    Start,
+    Leave,
+}
+
+impl Gateway {
+    /// All VMs, by name.
+    ///
+    /// # Errors
+    /// registryd or systemd does not answer. ipamd may be away: then stopped VMs have no address.
+    pub async fn vms(&self) -> Result<Vec<view::Vm>, Problem> {
+        let (defined, leases, loaded) = tokio::join!(
+            self.registry().vms(),
+            self.ipam().leases(),
+            self.systemd().loaded(EVERY_VM)
+        );
+        let leases = leases.unwrap_or_else(|problem| {
+            tracing::warn!("VMs are listed without their leases: {problem}");
+            Default::default()
+        });
+        let loaded = loaded.map_err(broken)?;
+        let (leases, loaded) = (&leases, &loaded);
+        let views = defined?.into_iter().map(|vm| async move {
+            let (name, unit_name) = named(&vm)?;
+            let unit = match loaded.get(&unit_name) {
+                Some(path) => self.systemd().loaded_unit(&unit_name, path.clone()).await,
+                None => Ok(UnitState::unloaded()),
+            };
+            let lease = leases.get(&vm.name);
+            self.view(vm, &name, unit_name, unit, lease).await
+        });
+        let views: Vec<_> = stream::iter(views).buffered(AT_ONCE).collect().await;
+        views.into_iter().collect()
+    }
+
+    /// One VM.
+    ///
+    /// # Errors
+    /// There is none of that name; registryd or systemd does not answer.
+    pub async fn vm(&self, name: &Name) -> Result<view::Vm, Problem> {
+        let (defined, leases) = tokio::join!(self.registry().vm(name), self.ipam().leases());
+        let leases = leases.unwrap_or_else(|problem| {
+            tracing::warn!("VM {name} is shown without its lease: {problem}");
+            Default::default()
+        });
+        let unit_name = unit::vm(name);
+        let unit = self.systemd().unit(&unit_name).await;
+        let lease = leases.get(name.as_str());
+        self.view(defined?, name, unit_name, unit, lease).await
+    }
+
+    async fn view(
+        &self,
+        defined: Defined,
+        name: &Name,
+        unit_name: String,
+        unit: Result<UnitState, SystemdError>,
+        lease: Option<&Lease>,
+    ) -> Result<view::Vm, Problem> {
+        let unit = unit.map_err(broken)?;
+        let live = match unit.active.is_down() {
+            true => None,
+            false => live::ask(self.systemd().bus(), name).await,
+        };
+        Ok(view::vm(defined, unit_name, &unit, live, lease))
+    }
+
+    /// Defines a VM and starts it. Goes on when the caller does not wait. No trace is left of a VM that does not start.
+    ///
+    /// # Errors
+    /// The definition is refused, or the start fails: with the reason.
+    pub async fn create(&self, new: NewVm) -> Result<view::Vm, Problem> {
+        let this = self.clone();
+        self.see_through(async move {
+            let defined = this.registry().create_vm(&new.request).await?;
+            let name = new.name;
+            let began = async {
+                if new.enable {
+                    this.change_boot(&name, AtBoot::Start).await?;
+                }
+                if new.start {
+                    this.launch(&name, Change::Start).await?;
+                }
+                Ok(())
+            };
+            match began.await {
+                Ok(()) => this.vm(&name).await,
+                Err(problem) => Err(this.take_back(&name, &defined, problem).await),
+            }
+        })
+        .await
+    }
+
+    /// Removes a VM whose creation failed, and gives the problem to tell.
+    async fn take_back(&self, name: &Name, defined: &Defined, problem: Problem) -> Problem {
+        let removed = match self.registry().vm(name).await {
+            // Somebody else deleted it, and perhaps made another one: that is not ours.
+            Ok(vm) if vm.uuid != defined.uuid => Ok(()),
+            Err(gone) if gone.kind == Kind::NoSuchVm => Ok(()),
+            Ok(_) => self.delete(name).await,
+            Err(other) => Err(other),
+        };
+        match removed {
+            Ok(()) => problem,
+            Err(left) if left.kind == Kind::NoSuchVm => problem,
+            Err(left) => {
+                let detail = format!(
+                    "{}; it could not be removed again: {}; delete it",
+                    problem.detail, left.detail
+                );
+                Problem { detail, ..problem }
+            }
+        }
+    }
+
+    /// Starts, stops or restarts a VM and waits until it is so. Idempotent; goes on when the caller does not wait.
+    ///
+    /// # Errors
+    /// There is no such VM, it is being deleted, or it does not start.
+    pub async fn change(&self, name: Name, change: Change) -> Result<view::Vm, Problem> {
+        let this = self.clone();
+        self.see_through(async move {
+            this.present(&name).await?;
+            match change {
+                Change::Start | Change::Restart => this.launch(&name, change).await?,
+                Change::Stop => this.halt(&name).await?,
+            }
+            this.vm(&name).await
+        })
+        .await
+    }
+
+    /// Makes a VM start at boot, or not. Idempotent; goes on when the caller does not wait.
+    ///
+    /// # Errors
+    /// There is no such VM, it is being deleted, or systemd refuses.
+    pub async fn at_boot(&self, name: Name, at_boot: AtBoot) -> Result<view::Vm, Problem> {
+        let this = self.clone();
+        self.see_through(async move {
+            this.present(&name).await?;
+            this.change_boot(&name, at_boot).await?;
+            this.vm(&name).await
+        })
+        .await
+    }
+
+    /// Deletes a VM. Two calls at once are one deletion; it goes on when the caller does not wait.
+    ///
+    /// # Errors
+    /// There is no such VM; or a step fails: then it stays marked, and the deletion can be asked for again.
+    pub async fn delete(&self, name: &Name) -> Result<(), Problem> {
+        let deletion = {
+            let mut deletions = self.0.deletions.lock().await;
+            let begin = || self.begin_deletion(name.clone());
+            deletions.entry(name.clone()).or_insert_with(begin).clone()
+        };
+        deletion.await
+    }
+
+    fn begin_deletion(&self, name: Name) -> Deletion {
+        let (this, busy) = (self.clone(), self.busy());
+        let task = async move {
+            let deleted = this.carry_out_deletion(&name).await;
+            this.0.deletions.lock().await.remove(&name);
+            drop(busy);
+            deleted
+        };
+        let task = tokio::spawn(task.in_current_span());
+        let ended = async move { task.await.unwrap_or_else(|error| Err(cut_off(&error))) };
+        ended.boxed().shared()
+    }
+
+    async fn carry_out_deletion(&self, name: &Name) -> Result<(), Problem> {
+        self.registry().delete_vm(name).await?;
+        self.halt(name).await?;
+        let unit = unit::vm(name);
+        self.systemd().reset_failed(&unit).await.map_err(broken)?;
+        if self.systemd().unit(&unit).await.map_err(broken)?.enabled {
+            self.change_boot(name, AtBoot::Leave).await?;
+        }
+        self.ipam().release(name).await?;
+        self.registry().purge_vm(name).await?;
+        tracing::info!("VM {name} is deleted");
+        Ok(())
+    }
+
+    /// Finishes, in the background, the deletions that were cut off.
+    pub fn finish_deletions(&self) {
+        let (this, busy) = (self.clone(), self.busy());
+        tokio::spawn(async move {
+            let _busy = busy;
+            let mut waits = RETRIES.into_iter();
+            while let Err(problem) = this.finish_all().await {
+                let Some(wait) = waits.next() else {
+                    tracing::error!("deletions are left for the next start: {problem}");
+                    return;
+                };
+                tracing::warn!("a deletion is not finished, and will be tried again: {problem}");
+                tokio::time::sleep(wait).await;
+            }
+        });
+    }
+
+    /// Finishes every deletion, also after one that fails; the last failure is told.
+    async fn finish_all(&self) -> Result<(), Problem> {
+        let mut finished = Ok(());
+        for vm in self.registry().vms().await? {
+            if !vm.deleting {
+                continue;
+            }
+            let Ok(name) = vm.name.parse() else { continue };
+            tracing::info!("finishing the deletion of VM {name}");
+            match self.delete(&name).await {
+                Err(problem) if problem.kind != Kind::NoSuchVm => finished = Err(problem),
+                _ => {}
+            }
+        }
+        finished
+    }
+
+    /// The VM, unless it is being deleted.
+    async fn present(&self, name: &Name) -> Result<Defined, Problem> {
+        let defined = self.registry().vm(name).await?;
+        if defined.deleting {
+            let detail = format!("VM {name} is being deleted");
+            return Err(Problem::new(Kind::BeingDeleted, detail));
+        }
+        Ok(defined)
+    }
+
+    /// Starts or restarts the unit, and waits until the guest is ready.
+    async fn launch(&self, name: &Name, change: Change) -> Result<(), Problem> {
+        let (systemd, unit) = (self.systemd(), unit::vm(name));
+        let before = systemd.unit(&unit).await.map_err(broken)?;
+        if before.active == ActiveState::Failed {
+            // Who asks by name is not held to how often it failed by itself.
+            systemd.reset_failed(&unit).await.map_err(broken)?;
+        }
+        let why = match systemd.carry_out(change, &unit).await {
+            Ok(JobResult::Done) => return Ok(()),
+            Ok(JobResult::Canceled) => "something else stopped it or started it anew".to_owned(),
+            Ok(JobResult::Failed(result)) if result == "dependency" => {
+                "a unit that it depends on did not start".to_owned()
+            }
+            Ok(JobResult::Failed(_)) => systemd.unit(&unit).await.map_err(broken)?.failure(),
+            Err(SystemdError::Refused { message, .. }) => message,
+            Err(error) => return Err(broken(error)),
+        };
+        match self.present(name).await {
+            Err(problem) if problem.kind == Kind::NoSuchVm => {
+                // It was deleted meanwhile: its unit is to leave no trace.
+                systemd.reset_failed(&unit).await.map_err(broken)?;
+                Err(problem)
+            }
+            Err(problem) if problem.kind == Kind::BeingDeleted => Err(problem),
+            _ => Err(Problem::new(
+                Kind::StartFailed,
+                format!("VM {name} did not start: {why}; see: journalctl -u volant-vm@{name}"),
+            )),
+        }
+    }
+
+    /// Stops the unit, and waits until it is down.
+    async fn halt(&self, name: &Name) -> Result<(), Problem> {
+        let (systemd, unit) = (self.systemd(), unit::vm(name));
+        for _ in 0..STOPS {
+            match systemd.carry_out(Change::Stop, &unit).await {
+                Ok(JobResult::Done | JobResult::Canceled | JobResult::Failed(_)) => {}
+                // Not even its file is there: nothing of it can run.
+                Err(SystemdError::NoUnit { .. }) => return Ok(()),
+                Err(error) => return Err(broken(error)),
+            }
+            if systemd.unit(&unit).await.map_err(broken)?.active.is_down() {
+                return Ok(());
+            }
+        }
+        Err(Problem::new(
+            Kind::Unavailable,
+            format!(
+                "VM {name} was stopped {STOPS} times, and something started it again each time"
+            ),
+        ))
+    }
+
+    /// By a unit of root's that can do nothing else: this service may not change unit files.
+    async fn change_boot(&self, name: &Name, at_boot: AtBoot) -> Result<(), Problem> {
+        let verb = match at_boot {
+            AtBoot::Start => "enable",
+            AtBoot::Leave => "disable",
+        };
+        let (systemd, unit) = (self.systemd(), format!("volant-vm-{verb}@{name}.service"));
+        match systemd
+            .carry_out(Change::Start, &unit)
+            .await
+            .map_err(broken)?
+        {
+            JobResult::Done => Ok(()),
+            JobResult::Canceled | JobResult::Failed(_) => {
+                systemd.reset_failed(&unit).await.map_err(broken)?;
+                Err(Problem::internal(format!(
+                    "cannot {verb} VM {name} at boot; see: journalctl -u {unit}"
+                )))
+            }
+        }
+    }
+
+    /// Carries work out to its end, from now on, also when the one who asked goes away.
+    pub(crate) fn see_through<T, W>(
+        &self,
+        work: W,
+    ) -> impl Future<Output = Result<T, Problem>> + Send + use<T, W>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Problem>> + Send + 'static,
+    {
+        let busy = self.busy();
+        let work = async move {
+            let _busy = busy;
+            work.await
+        };
+        let task = tokio::spawn(work.in_current_span());
+        async move { task.await.unwrap_or_else(|error| Err(cut_off(&error))) }
+    }
+}
+
+/// A VM's name and its unit's.
+fn named(defined: &Defined) -> Result<(Name, String), Problem> {
+    let name: Name = defined.name.parse().map_err(|error| {
+        let detail = format!("registryd has a VM with a name that is none: {error}");
+        Problem::internal(detail)
+    })?;
+    let unit = unit::vm(&name);
+    Ok((name, unit))
+}
+
+/// systemd's trouble, as a problem.
+fn broken(error: SystemdError) -> Problem {
+    let kind = match &error {
+        SystemdError::Lost { .. } | SystemdError::Slow { .. } | SystemdError::Call { .. } => {
+            Kind::Unavailable
+        }
+        SystemdError::Subscribe(_)
+        | SystemdError::NotAllowed { .. }
+        | SystemdError::Refused { .. }
+        | SystemdError::NoUnit { .. }
+        | SystemdError::State { .. } => Kind::Internal,
+    };
+    Problem::new(kind, format!("{:#}", anyhow::Error::from(error)))
+}
+
+fn cut_off(error: &tokio::task::JoinError) -> Problem {
+    Problem::internal(format!("the work was cut off: {error}"))
+}

@@ -1,0 +1,161 @@
+//! What a client is told when a request fails: RFC 9457 problem details.
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
+use serde::Serialize;
+
+/// What every problem's `type` begins with.
+pub const TYPE_PREFIX: &str = "https://volantvm.com/problems/";
+
+/// A request that failed, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Problem {
+    pub kind: Kind,
+    /// What was wrong this time, for people.
+    pub detail: String,
+}
+
+/// All problems that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    InvalidName,
+    InvalidRequest,
+    UnknownPlugin,
+    MissingArtifact,
+    NotFound,
+    NoSuchPlugin,
+    NoSuchVm,
+    NoSuchBlob,
+    MethodNotAllowed,
+    VmExists,
+    PluginInUse,
+    BeingDeleted,
+    TooLarge,
+    UnsupportedMediaType,
+    Internal,
+    StartFailed,
+    Unavailable,
+    NoSpace,
+}
+
+impl Kind {
+    /// The last part of the problem's `type`.
+    #[must_use]
+    pub fn slug(self) -> &'static str {
+        self.row().0
+    }
+
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        self.row().1
+    }
+
+    /// The same for every problem of the kind.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        self.row().2
+    }
+
+    fn row(self) -> (&'static str, StatusCode, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::InvalidName => ("invalid-name", S::BAD_REQUEST, "The name is not valid"),
+            Self::InvalidRequest => (
+                "invalid-request",
+                S::BAD_REQUEST,
+                "The request is not valid",
+            ),
+            Self::UnknownPlugin => (
+                "unknown-plugin",
+                S::BAD_REQUEST,
+                "There is no such plugin to make a VM of",
+            ),
+            Self::MissingArtifact => (
+                "missing-artifact",
+                S::CONFLICT,
+                "An artifact was not uploaded",
+            ),
+            Self::NotFound => ("not-found", S::NOT_FOUND, "There is nothing at this path"),
+            Self::NoSuchPlugin => ("no-such-plugin", S::NOT_FOUND, "There is no such plugin"),
+            Self::NoSuchVm => ("no-such-vm", S::NOT_FOUND, "There is no such VM"),
+            Self::NoSuchBlob => ("no-such-blob", S::NOT_FOUND, "There is no such artifact"),
+            Self::MethodNotAllowed => (
+                "method-not-allowed",
+                S::METHOD_NOT_ALLOWED,
+                "The path has no such method",
+            ),
+            Self::VmExists => ("vm-exists", S::CONFLICT, "The VM exists already"),
+            Self::PluginInUse => ("plugin-in-use", S::CONFLICT, "VMs use the plugin"),
+            Self::BeingDeleted => ("being-deleted", S::CONFLICT, "The VM is being deleted"),
+            Self::TooLarge => (
+                "too-large",
+                S::PAYLOAD_TOO_LARGE,
+                "The request is too large",
+            ),
+            Self::UnsupportedMediaType => (
+                "unsupported-media-type",
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "The request's body is not JSON",
+            ),
+            Self::Internal => (
+                "internal",
+                S::INTERNAL_SERVER_ERROR,
+                "Volant could not do it",
+            ),
+            Self::StartFailed => ("start-failed", S::BAD_GATEWAY, "The VM did not start"),
+            Self::Unavailable => (
+                "unavailable",
+                S::SERVICE_UNAVAILABLE,
+                "A part of Volant, or something it needs, did not answer",
+            ),
+            Self::NoSpace => ("no-space", S::INSUFFICIENT_STORAGE, "There is no room left"),
+        }
+    }
+}
+
+impl Problem {
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Self { kind, detail }
+    }
+
+    pub fn invalid(detail: impl Into<String>) -> Self {
+        Self::new(Kind::InvalidRequest, detail)
+    }
+
+    pub fn internal(detail: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, detail)
+    }
+
+    /// The problem as its JSON object.
+    #[must_use]
+    pub fn body(&self) -> Body<'_> {
+        Body {
+            r#type: format!("{TYPE_PREFIX}{}", self.kind.slug()),
+            title: self.kind.title(),
+            status: self.kind.status().as_u16(),
+            detail: &self.detail,
+        }
+    }
+}
+
+/// The members of a problem that RFC 9457 names.
+#[derive(Debug, Serialize)]
+pub struct Body<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let json = HeaderValue::from_static("application/problem+json");
+        let body = serde_json::to_vec(&self.body()).expect("a struct of texts is always JSON");
+        let mut response = (self.kind.status(), [(CONTENT_TYPE, json)], body).into_response();
+        // For the log.
+        response.extensions_mut().insert(self);
+        response
+    }
+}

@@ -1,0 +1,134 @@
+//! What the answers of registryd and ipamd mean to a REST client: the one place where a gRPC code becomes a problem.
+
+use tonic::{Code, Status};
+
+use crate::{Kind, Problem};
+
+/// What was asked: the same code means another thing for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Plugin,
+    RemovePlugin,
+    InstallPlugin,
+    Blob,
+    Vm,
+    CreateVm,
+    Lease,
+}
+
+/// The problem that a refused call is. The callee's words are the detail.
+#[must_use]
+pub fn problem(asked: Asked, status: &Status) -> Problem {
+    Problem::new(kind(asked, status.code()), detail(asked, status))
+}
+
+/// No arm for the rest: a code or a call that is new must be decided on.
+fn kind(asked: Asked, code: Code) -> Kind {
+    match code {
+        Code::InvalidArgument | Code::OutOfRange => Kind::InvalidRequest,
+        Code::NotFound => match asked {
+            Asked::Plugin | Asked::RemovePlugin => Kind::NoSuchPlugin,
+            Asked::InstallPlugin => Kind::MissingArtifact,
+            Asked::Blob => Kind::NoSuchBlob,
+            Asked::Vm => Kind::NoSuchVm,
+            Asked::CreateVm => Kind::UnknownPlugin,
+            Asked::Lease => Kind::Internal,
+        },
+        Code::AlreadyExists => match asked {
+            Asked::CreateVm => Kind::VmExists,
+            Asked::Plugin
+            | Asked::RemovePlugin
+            | Asked::InstallPlugin
+            | Asked::Blob
+            | Asked::Vm
+            | Asked::Lease => Kind::Internal,
+        },
+        Code::FailedPrecondition => match asked {
+            Asked::RemovePlugin => Kind::PluginInUse,
+            Asked::InstallPlugin => Kind::MissingArtifact,
+            Asked::Vm | Asked::CreateVm => Kind::BeingDeleted,
+            Asked::Plugin | Asked::Blob | Asked::Lease => Kind::Internal,
+        },
+        Code::ResourceExhausted => Kind::NoSpace,
+        // Cancelled and Unknown are what a call gets whose callee died under it; ours never answer so.
+        Code::Unavailable
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Aborted => Kind::Unavailable,
+        Code::Ok
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::DataLoss => Kind::Internal,
+    }
+}
+
+fn detail(asked: Asked, status: &Status) -> String {
+    let callee = match asked {
+        Asked::Plugin
+        | Asked::RemovePlugin
+        | Asked::InstallPlugin
+        | Asked::Blob
+        | Asked::Vm
+        | Asked::CreateVm => "registryd",
+        Asked::Lease => "ipamd",
+    };
+    let message = status.message();
+    match (kind(asked, status.code()), status.code()) {
+        // An origin that could not be fetched from: registryd's own words say it all.
+        (Kind::Unavailable, Code::Unavailable) if asked == Asked::InstallPlugin => {
+            message.to_owned()
+        }
+        (Kind::Unavailable | Kind::Internal, _) => {
+            format!("{callee} did not do it: {message}; see: journalctl -u volant-{callee}")
+        }
+        _ => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_means_what_was_asked() {
+        let cases = [
+            (Asked::Vm, Code::NotFound, Kind::NoSuchVm),
+            (Asked::CreateVm, Code::NotFound, Kind::UnknownPlugin),
+            (Asked::Plugin, Code::NotFound, Kind::NoSuchPlugin),
+            (Asked::Blob, Code::NotFound, Kind::NoSuchBlob),
+            (Asked::CreateVm, Code::AlreadyExists, Kind::VmExists),
+            (Asked::CreateVm, Code::InvalidArgument, Kind::InvalidRequest),
+            (
+                Asked::RemovePlugin,
+                Code::FailedPrecondition,
+                Kind::PluginInUse,
+            ),
+            (
+                Asked::InstallPlugin,
+                Code::FailedPrecondition,
+                Kind::MissingArtifact,
+            ),
+            (Asked::Blob, Code::ResourceExhausted, Kind::NoSpace),
+            (Asked::Lease, Code::Unavailable, Kind::Unavailable),
+            (Asked::Vm, Code::DataLoss, Kind::Internal),
+        ];
+        for (asked, code, expected) in cases {
+            let problem = problem(asked, &Status::new(code, "why"));
+            assert_eq!(problem.kind, expected, "{asked:?} {code:?}");
+            assert!(problem.detail.contains("why"), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_that_is_down_is_named_with_its_journal() {
+        let down = Status::unavailable("no connection");
+        let problem = problem(Asked::Lease, &down);
+        assert!(
+            problem.detail.ends_with("see: journalctl -u volant-ipamd"),
+            "{problem}"
+        );
+    }
+}

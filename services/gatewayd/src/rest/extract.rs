@@ -1,0 +1,116 @@
+//! Parts of a request, parsed at the edge: past here there are types, no texts to check again.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, Path, Request},
+};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
+use serde::Deserialize;
+use volant_spec::{Digest, Name};
+
+use crate::{Kind, Problem};
+
+/// The largest JSON body, in bytes: a manifest of the largest size, and what is around it.
+pub const MAX_JSON: usize = 2 * 1024 * 1024;
+/// What the rest of a body that nobody wants may take to be thrown away.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The name in the path.
+#[derive(Debug)]
+pub struct Named(pub Name);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let text = segment(parts, state).await?;
+        name(&text).map(Self)
+    }
+}
+
+/// The digest in the path.
+#[derive(Debug)]
+pub struct Digested(pub Digest);
+
+impl<S: Send + Sync> FromRequestParts<S> for Digested {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let text = segment(parts, state).await?;
+        let digest = text.parse::<Digest>();
+        digest
+            .map(Self)
+            .map_err(|error| Problem::invalid(error.to_string()))
+    }
+}
+
+async fn segment<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, Problem> {
+    let path = Path::<String>::from_request_parts(parts, state).await;
+    match path {
+        Ok(Path(text)) => Ok(text),
+        Err(rejection) => Err(Problem::invalid(rejection.body_text())),
+    }
+}
+
+/// A name, wherever in the request it stood.
+pub fn name(text: &str) -> Result<Name, Problem> {
+    text.parse().map_err(|error: volant_spec::name::NameError| {
+        Problem::new(Kind::InvalidName, error.to_string())
+    })
+}
+
+/// The bytes of a JSON body.
+pub async fn json_body(request: Request) -> Result<Bytes, Problem> {
+    if !is_json(request.headers()) {
+        let detail = "the body must be JSON, with Content-Type: application/json";
+        return Err(Problem::new(Kind::UnsupportedMediaType, detail));
+    }
+    let mut body = request.into_body().into_data_stream();
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| unread(&error))?;
+        if bytes.len() + chunk.len() > MAX_JSON {
+            throw_away(Body::from_stream(body)).await;
+            let limit = MAX_JSON / 1024 / 1024;
+            let detail = format!("the request's body is larger than {limit} MiB");
+            return Err(Problem::new(Kind::TooLarge, detail));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.freeze())
+}
+
+/// The value that a JSON body is; unknown fields are refused by the value's type.
+pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::invalid(format!("the request's body is not as it must be: {error}"))
+    })
+}
+
+/// Reads what is left of a body: a client that still writes would not read its answer otherwise.
+pub async fn throw_away(body: Body) {
+    let mut body = body.into_data_stream();
+    let all = async { while let Some(Ok(_)) = body.next().await {} };
+    if tokio::time::timeout(DRAIN, all).await.is_err() {
+        tracing::debug!("a body that nobody wants is cut off");
+    }
+}
+
+/// The client broke off: nobody reads this problem but the log.
+pub fn unread(error: &axum::Error) -> Problem {
+    Problem::invalid(format!("cannot read the request's body: {error}"))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| {
+        let essence = value.split(';').next().unwrap_or_default().trim();
+        essence.eq_ignore_ascii_case("application/json")
+    })
+}

@@ -1,0 +1,121 @@
+//! `/api/v1/vms`
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use http::StatusCode;
+use serde::Deserialize;
+use volant_proto::registry::v1::CreateVmRequest;
+use volant_spec::config::Vmm;
+
+use super::extract::{Named, json_body, name, parse};
+use crate::{
+    Gateway, Problem,
+    lifecycle::{AtBoot, NewVm},
+    systemd::Change,
+    view::Vm,
+};
+
+/// The body of a create.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    name: String,
+    plugin: String,
+    cpu_cores: Option<u32>,
+    memory_mb: Option<u32>,
+    vmm: Option<String>,
+    #[serde(default = "yes")]
+    start: bool,
+    #[serde(default)]
+    enable: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl TryFrom<Create> for NewVm {
+    type Error = Problem;
+
+    fn try_from(create: Create) -> Result<Self, Problem> {
+        let vmm = match create.vmm.as_deref() {
+            None => "",
+            Some(text) => text.parse::<Vmm>().map_err(Problem::invalid)?.as_str(),
+        };
+        let vm = name(&create.name)?;
+        let request = CreateVmRequest {
+            name: vm.to_string(),
+            plugin: name(&create.plugin)?.to_string(),
+            cpu_cores: create.cpu_cores,
+            memory_mb: create.memory_mb,
+            vmm: vmm.to_owned(),
+        };
+        Ok(Self {
+            name: vm,
+            request,
+            start: create.start,
+            enable: create.enable,
+        })
+    }
+}
+
+pub async fn list(State(gateway): State<Gateway>) -> Result<Json<Vec<Vm>>, Problem> {
+    gateway.vms().await.map(Json)
+}
+
+pub async fn show(State(gateway): State<Gateway>, Named(name): Named) -> Result<Json<Vm>, Problem> {
+    gateway.vm(&name).await.map(Json)
+}
+
+/// Answers once the VM is ready.
+pub async fn create(
+    State(gateway): State<Gateway>,
+    request: Request,
+) -> Result<(StatusCode, Json<Vm>), Problem> {
+    let body = json_body(request).await?;
+    let create: Create = parse(&body)?;
+    let vm = gateway.create(create.try_into()?).await?;
+    Ok((StatusCode::CREATED, Json(vm)))
+}
+
+pub async fn delete(
+    State(gateway): State<Gateway>,
+    Named(name): Named,
+) -> Result<StatusCode, Problem> {
+    gateway.delete(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn start(
+    State(gateway): State<Gateway>,
+    Named(name): Named,
+) -> Result<Json<Vm>, Problem> {
+    gateway.change(name, Change::Start).await.map(Json)
+}
+
+pub async fn stop(State(gateway): State<Gateway>, Named(name): Named) -> Result<Json<Vm>, Problem> {
+    gateway.change(name, Change::Stop).await.map(Json)
+}
+
+pub async fn restart(
+    State(gateway): State<Gateway>,
+    Named(name): Named,
+) -> Result<Json<Vm>, Problem> {
+    gateway.change(name, Change::Restart).await.map(Json)
+}
+
+pub async fn enable(
+    State(gateway): State<Gateway>,
+    Named(name): Named,
+) -> Result<Json<Vm>, Problem> {
+    gateway.at_boot(name, AtBoot::Start).await.map(Json)
+}
+
+pub async fn disable(
+    State(gateway): State<Gateway>,
+    Named(name): Named,
+) -> Result<Json<Vm>, Problem> {
+    gateway.at_boot(name, AtBoot::Leave).await.map(Json)
+}

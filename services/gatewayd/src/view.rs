@@ -1,0 +1,230 @@
+//! VMs and plugins as REST clients see them, and the pure function that puts a VM together.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use volant_proto::{ipam::v1::Lease, registry::v1 as wire};
+
+use crate::{
+    Problem,
+    live::Live,
+    phase::{self, Phase},
+    systemd::UnitState,
+};
+
+/// A plugin.
+#[derive(Debug, Serialize)]
+pub struct Plugin {
+    pub name: String,
+    pub version: String,
+    pub installed_at: String,
+    pub size_bytes: u64,
+    /// As it was given.
+    pub manifest: Box<RawValue>,
+}
+
+impl TryFrom<wire::Plugin> for Plugin {
+    type Error = Problem;
+
+    fn try_from(plugin: wire::Plugin) -> Result<Self, Problem> {
+        let manifest = serde_json::from_slice(&plugin.manifest).map_err(|error| {
+            let name = &plugin.name;
+            Problem::internal(format!(
+                "registryd's manifest of plugin {name} is no JSON: {error}"
+            ))
+        })?;
+        Ok(Self {
+            name: plugin.name,
+            version: plugin.version,
+            installed_at: plugin.installed_at,
+            size_bytes: plugin.size_bytes,
+            manifest,
+        })
+    }
+}
+
+/// A VM: its definition, and what it does now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Vm {
+    pub name: String,
+    pub uuid: String,
+    pub plugin: String,
+    pub plugin_version: String,
+    pub cpu_cores: u32,
+    pub memory_mb: u32,
+    pub created_at: String,
+    pub vmm: Vmm,
+    pub phase: Phase,
+    /// One line for people.
+    pub status: Option<String>,
+    pub address: Option<String>,
+    pub mac: Option<String>,
+    pub cid: Option<u32>,
+    pub unit: String,
+    /// Started at boot.
+    pub enabled: bool,
+    pub agent_version: Option<String>,
+    pub memory_total_kib: Option<u64>,
+    pub memory_available_kib: Option<u64>,
+    pub ready_since: Option<String>,
+    pub deleting: bool,
+    /// How often systemd started it again by itself.
+    pub restarts: u32,
+}
+
+/// The virtual machine monitor: asked for, and in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Vmm {
+    pub requested: String,
+    pub used: Option<String>,
+    pub reason: Option<String>,
+    pub pid: Option<u32>,
+}
+
+/// Puts a VM together from those who know.
+#[must_use]
+pub fn vm(
+    defined: wire::Vm,
+    unit_name: String,
+    unit: &UnitState,
+    live: Option<Live>,
+    lease: Option<&Lease>,
+) -> Vm {
+    let live = live.unwrap_or_default();
+    let phase = phase::of(defined.deleting, unit, live.phase.as_deref());
+    let ready_since = live
+        .ready_since_unix_ms
+        .and_then(|ms| i64::try_from(ms).ok())
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    Vm {
+        name: defined.name,
+        uuid: defined.uuid,
+        plugin: defined.plugin,
+        plugin_version: defined.plugin_version,
+        cpu_cores: defined.cpu_cores,
+        memory_mb: defined.memory_mb,
+        created_at: defined.created_at,
+        vmm: Vmm {
+            requested: defined.vmm,
+            used: live.vmm,
+            reason: live.vmm_reason,
+            pid: live.vmm_pid,
+        },
+        phase,
+        status: status(unit, live.status, phase),
+        address: live
+            .address
+            .or_else(|| lease.map(|lease| lease.address.clone())),
+        mac: live.mac.or_else(|| lease.map(|lease| lease.mac.clone())),
+        cid: live.cid.or_else(|| lease.map(|lease| lease.cid)),
+        unit: unit_name,
+        enabled: unit.enabled,
+        agent_version: live.agent_version,
+        memory_total_kib: live.memory_total_kib,
+        memory_available_kib: live.memory_available_kib,
+        ready_since: ready_since.map(|time| time.to_string()),
+        deleting: defined.deleting,
+        restarts: unit.restarts,
+    }
+}
+
+/// The supervisor's line while it lives; how the last run failed where it did.
+fn status(unit: &UnitState, live: Option<String>, phase: Phase) -> Option<String> {
+    if unit.is_restarting() {
+        return Some(format!("failed, will be started again: {}", unit.failure()));
+    }
+    match phase {
+        Phase::Failed => Some(unit.failure()),
+        Phase::Stopped => None,
+        Phase::Starting | Phase::Running | Phase::Stopping | Phase::Deleting => {
+            live.or_else(|| {
+                let words = &unit.status_text;
+                (!words.is_empty()).then(|| words.clone())
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::systemd::{ActiveState, Exit};
+
+    fn defined() -> wire::Vm {
+        wire::Vm {
+            name: "web".to_owned(),
+            vmm: "auto".to_owned(),
+            ..wire::Vm::default()
+        }
+    }
+
+    fn unit(active: ActiveState, sub: &str) -> UnitState {
+        UnitState {
+            active,
+            sub: sub.to_owned(),
+            enabled: true,
+            result: "exit-code".to_owned(),
+            restarts: 2,
+            status_text: "the kernel panicked".to_owned(),
+            exit: Exit { code: 1, status: 4 },
+        }
+    }
+
+    fn lease() -> Lease {
+        Lease {
+            vm: "web".to_owned(),
+            address: "192.168.127.2".to_owned(),
+            mac: "52:54:00:00:00:02".to_owned(),
+            cid: 3,
+        }
+    }
+
+    #[test]
+    fn a_stopped_vm_keeps_its_lease_and_has_no_status() {
+        let unit = UnitState {
+            status_text: String::new(),
+            ..unit(ActiveState::Inactive, "dead")
+        };
+        let vm = vm(defined(), "u".to_owned(), &unit, None, Some(&lease()));
+        assert_eq!(vm.phase, Phase::Stopped);
+        assert_eq!(vm.address.as_deref(), Some("192.168.127.2"));
+        assert_eq!((vm.cid, vm.status, vm.vmm.used), (Some(3), None, None));
+    }
+
+    #[test]
+    fn a_failed_vm_says_why() {
+        let unit = unit(ActiveState::Failed, "failed");
+        let vm = vm(defined(), "u".to_owned(), &unit, None, None);
+        let expected = "the kernel panicked (the supervisor exited with code 4)";
+        assert_eq!(vm.status.as_deref(), Some(expected));
+        assert_eq!(vm.address, None);
+    }
+
+    #[test]
+    fn a_vm_between_two_runs_says_that_it_will_be_started_again() {
+        let unit = unit(ActiveState::Activating, "auto-restart");
+        let vm = vm(defined(), "u".to_owned(), &unit, None, None);
+        assert_eq!((vm.phase, vm.restarts), (Phase::Starting, 2));
+        assert!(
+            vm.status
+                .unwrap()
+                .starts_with("failed, will be started again: the kernel")
+        );
+    }
+
+    #[test]
+    fn the_supervisor_knows_better_than_the_lease() {
+        let live = Live {
+            address: Some("192.168.127.9".to_owned()),
+            ready_since_unix_ms: Some(1_700_000_000_123),
+            status: Some("running at 192.168.127.9".to_owned()),
+            ..Live::default()
+        };
+        let unit = unit(ActiveState::Active, "running");
+        let vm = vm(defined(), "u".to_owned(), &unit, Some(live), Some(&lease()));
+        assert_eq!(vm.address.as_deref(), Some("192.168.127.9"));
+        assert_eq!(vm.mac.as_deref(), Some("52:54:00:00:00:02"));
+        assert_eq!(vm.ready_since.as_deref(), Some("2023-11-14T22:13:20.123Z"));
+        assert_eq!(vm.status.as_deref(), Some("running at 192.168.127.9"));
+    }
+}

@@ -1,0 +1,104 @@
+//! The REST face over a real Unix socket, with stand-ins for systemd (real D-Bus), registryd and ipamd (real gRPC).
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod client;
+mod lifecycle;
+mod plugins;
+mod refusals;
+mod service;
+mod services;
+mod systemd;
+
+use std::{path::PathBuf, time::Duration};
+
+use gatewayd::{Gateway, Systemd, ipam::Ipam, registry::Registry, rest, serve};
+use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle};
+use volant_service::Idle;
+
+use services::{Process, World};
+use systemd::FakeSystemd;
+
+/// All of it, running.
+#[derive(Debug)]
+pub struct Setup {
+    pub socket: PathBuf,
+    pub systemd: FakeSystemd,
+    pub world: World,
+    pub registryd: Process,
+    pub ipamd: Process,
+    pub gateway: Gateway,
+    pub idle: Idle,
+    pub serving: JoinHandle<()>,
+    pub end: Option<oneshot::Sender<()>>,
+    _bus: zbus::Connection,
+    _dir: tempfile::TempDir,
+}
+
+impl Setup {
+    pub async fn new() -> Self {
+        Self::ending_after(None).await
+    }
+
+    /// With `quiet`, it ends by itself when idle for so long.
+    pub async fn ending_after(quiet: Option<Duration>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let world = World::default();
+        world.lock().plugin("caddy", "{}");
+        let mut registryd = Process::listen(&at("registryd.sock"));
+        registryd.run_registry(world.clone());
+        let mut ipamd = Process::listen(&at("ipamd.sock"));
+        ipamd.run_ipam(world.clone());
+
+        let (fake, server, bus) = FakeSystemd::connect().await;
+        let systemd = Systemd::new(&bus).await.unwrap();
+        let registry = Registry::at(&at("registryd.sock"));
+        let ipam = Ipam::at(&at("ipamd.sock"));
+        let idle = Idle::new();
+        let gateway = Gateway::new(registry, ipam, systemd, idle.clone());
+        let socket = at("api.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (end, told) = oneshot::channel::<()>();
+        let serving = tokio::spawn({
+            let (gateway, idle) = (gateway.clone(), idle.clone());
+            async move {
+                let quiet = async {
+                    match quiet {
+                        Some(quiet) => idle.wait(quiet).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let end = async {
+                    tokio::select! { _ = told => {}, () = quiet => {} }
+                };
+                serve::serve(listener, rest::router(gateway), idle.clone(), end).await;
+            }
+        });
+        Self {
+            socket,
+            systemd: fake,
+            world,
+            registryd,
+            ipamd,
+            gateway,
+            idle,
+            serving,
+            end: Some(end),
+            _bus: server,
+            _dir: dir,
+        }
+    }
+}
+
+/// Waits until the condition holds; fails after ten seconds.
+pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "not within 10 s: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
