@@ -1,0 +1,364 @@
+//! What is mounted when a guest starts, and unmounted when it ends.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+use nix::{errno::Errno, mount::MsFlags};
+
+use crate::kernel::Kernel;
+
+/// A file system that every guest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mount {
+    pub kind: &'static str,
+    pub target: &'static str,
+    pub flags: MsFlags,
+    pub data: &'static str,
+    /// Without it the guest does not start. The others depend on how the kernel was built.
+    pub needed: bool,
+}
+
+const SAFE: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NODEV)
+    .union(MsFlags::MS_NOEXEC);
+
+/// In the order of mounting.
+pub const EARLY: &[Mount] = &[
+    Mount {
+        kind: "proc",
+        target: "/proc",
+        flags: SAFE,
+        data: "",
+        needed: true,
+    },
+    Mount {
+        kind: "sysfs",
+        target: "/sys",
+        flags: SAFE,
+        data: "",
+        needed: true,
+    },
+    Mount {
+        kind: "devtmpfs",
+        target: "/dev",
+        flags: MsFlags::MS_NOSUID,
+        data: "mode=0755",
+        needed: true,
+    },
+    Mount {
+        kind: "devpts",
+        target: "/dev/pts",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        data: "mode=0620,gid=5,ptmxmode=0666",
+        needed: false,
+    },
+    Mount {
+        kind: "tmpfs",
+        target: "/dev/shm",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+        data: "mode=1777",
+        needed: true,
+    },
+    Mount {
+        kind: "tmpfs",
+        target: "/run",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+        data: "mode=0755",
+        needed: true,
+    },
+    Mount {
+        kind: "tmpfs",
+        target: "/tmp",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+        data: "mode=1777",
+        needed: true,
+    },
+    Mount {
+        kind: "cgroup2",
+        target: "/sys/fs/cgroup",
+        flags: SAFE,
+        data: "",
+        needed: false,
+    },
+];
+
+/// Why a guest's file systems are not what they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error("cannot make the folder {target}")]
+    MakeDir { target: String, source: io::Error },
+    #[error("cannot mount {kind} on {target}")]
+    Mount {
+        kind: &'static str,
+        target: &'static str,
+        source: io::Error,
+    },
+    #[error("cannot unmount {target}")]
+    Unmount { target: String, source: io::Error },
+    #[error("cannot make {target} read-only")]
+    ReadOnly { target: String, source: io::Error },
+}
+
+/// Mounts `table` in its order. What is mounted already stays as it is. Returns what failed and is not needed.
+///
+/// # Errors
+/// The first that failed and is needed; the ones before it are mounted.
+pub fn mount_all(kernel: &impl Kernel, table: &[Mount]) -> Result<Vec<MountError>, MountError> {
+    let mut missing = Vec::new();
+    for wanted in table {
+        match mount_one(kernel, wanted) {
+            Err(error) if wanted.needed => return Err(error),
+            Err(error) => missing.push(error),
+            Ok(()) => {}
+        }
+    }
+    Ok(missing)
+}
+
+fn mount_one(kernel: &impl Kernel, wanted: &Mount) -> Result<(), MountError> {
+    match kernel.make_dir(wanted.target) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => {
+            return Err(MountError::MakeDir {
+                target: wanted.target.to_owned(),
+                source: errno.into(),
+            });
+        }
+    }
+    match kernel.mount(wanted) {
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(errno) => Err(MountError::Mount {
+            kind: wanted.kind,
+            target: wanted.target,
+            source: errno.into(),
+        }),
+    }
+}
+
+/// What has to happen to a mount before the machine ends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Release {
+    Unmount(PathBuf),
+    /// The root cannot be unmounted.
+    ReadOnly(PathBuf),
+}
+
+/// File systems that keep nothing: they need no unmounting.
+const KEEPS_NOTHING: &[&str] = &[
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "nsfs",
+    "proc",
+    "pstore",
+    "ramfs",
+    "rootfs",
+    "securityfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+];
+
+/// What to release, given the text of `/proc/self/mounts`: the last mounted first. Lines that make no sense are passed over.
+#[must_use]
+pub fn release_plan(mounts: &[u8]) -> Vec<Release> {
+    let mut plan: Vec<_> = mounts
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let mut fields = line.split(|byte| *byte == b' ').skip(1);
+            let target = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+            let kind = fields.next()?;
+            if !target.is_absolute()
+                || KEEPS_NOTHING
+                    .iter()
+                    .any(|nothing| nothing.as_bytes() == kind)
+            {
+                return None;
+            }
+            Some(if target == Path::new("/") {
+                Release::ReadOnly(target)
+            } else {
+                Release::Unmount(target)
+            })
+        })
+        .collect();
+    plan.reverse();
+    plan
+}
+
+/// `/proc/self/mounts` writes blanks and backslashes as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after
+            .get(..3)
+            .filter(|digits| digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
+        match digits {
+            Some(digits) if byte == b'\\' => {
+                let value = digits
+                    .iter()
+                    .fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0'));
+                plain.push(value.to_le_bytes()[0]);
+                rest = &after[3..];
+            }
+            _ => {
+                plain.push(byte);
+                rest = after;
+            }
+        }
+    }
+    plain
+}
+
+/// Writes out and releases all that `mounts` (`/proc/self/mounts`) names. Goes on after a failure and returns all of them.
+pub fn release_all(kernel: &impl Kernel, mounts: &[u8]) -> Vec<MountError> {
+    kernel.sync();
+    let mut failed = Vec::new();
+    for release in release_plan(mounts) {
+        let target = match release {
+            Release::Unmount(target) => match kernel.unmount(&target) {
+                Ok(()) => continue,
+                Err(errno) => {
+                    failed.push(MountError::Unmount {
+                        target: target.display().to_string(),
+                        source: errno.into(),
+                    });
+                    target
+                }
+            },
+            Release::ReadOnly(target) => target,
+        };
+        if let Err(errno) = kernel.remount_read_only(&target) {
+            failed.push(MountError::ReadOnly {
+                target: target.display().to_string(),
+                source: errno.into(),
+            });
+        }
+    }
+    failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeKernel;
+
+    #[test]
+    fn folders_are_made_and_mounted_in_the_table_s_order() {
+        let kernel = FakeKernel::default();
+        assert!(mount_all(&kernel, EARLY).unwrap().is_empty());
+        let calls = kernel.calls();
+        assert_eq!(calls[0], "mkdir /proc");
+        assert_eq!(
+            calls[1],
+            "mount proc on /proc MS_NOSUID | MS_NODEV | MS_NOEXEC ''"
+        );
+        assert_eq!(calls[5], "mount devtmpfs on /dev MS_NOSUID 'mode=0755'");
+        assert_eq!(calls.len(), 2 * EARLY.len());
+        // A parent comes before what is mounted below it, or would hide it.
+        for (index, mount) in EARLY.iter().enumerate() {
+            let hidden = EARLY[..index]
+                .iter()
+                .find(|before| before.target.starts_with(&format!("{}/", mount.target)));
+            assert_eq!(hidden, None, "{} hides", mount.target);
+        }
+    }
+
+    #[test]
+    fn what_is_mounted_or_made_already_is_fine() {
+        let kernel = FakeKernel::default();
+        for mount in EARLY {
+            kernel.fail(&format!("mkdir {}", mount.target), Errno::EEXIST);
+            kernel.fail(
+                &format!("mount {} on {}", mount.kind, mount.target),
+                Errno::EBUSY,
+            );
+        }
+        assert!(mount_all(&kernel, EARLY).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_needed_mount_that_fails_ends_the_mounting_and_is_named() {
+        let kernel = FakeKernel::default();
+        kernel.fail("mount devtmpfs", Errno::ENODEV);
+        let error = mount_all(&kernel, EARLY).unwrap_err();
+        assert_eq!(error.to_string(), "cannot mount devtmpfs on /dev");
+        assert_eq!(
+            kernel.calls().last().unwrap(),
+            "mount devtmpfs on /dev MS_NOSUID 'mode=0755'"
+        );
+    }
+
+    #[test]
+    fn a_mount_that_the_kernel_lacks_and_nobody_needs_is_only_told() {
+        let kernel = FakeKernel::default();
+        kernel.fail("mount cgroup2", Errno::ENODEV);
+        kernel.fail("mount devpts", Errno::ENODEV);
+        let missing: Vec<_> = mount_all(&kernel, EARLY)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            missing,
+            [
+                "cannot mount devpts on /dev/pts",
+                "cannot mount cgroup2 on /sys/fs/cgroup"
+            ]
+        );
+    }
+
+    const MOUNTS: &[u8] = b"rootfs / rootfs rw 0 0\n\
+        proc /proc proc rw 0 0\n\
+        /dev/vda /data ext4 rw 0 0\n\
+        /dev/vdb /data/my\\040disk\\134 xfs rw 0 0\n\
+        tmpfs /tmp tmpfs rw 0 0\n\
+        garbage\n";
+
+    #[test]
+    fn file_systems_that_keep_something_are_released_last_first() {
+        assert_eq!(
+            release_plan(MOUNTS),
+            [
+                Release::Unmount("/data/my disk\\".into()),
+                Release::Unmount("/data".into()),
+            ]
+        );
+        assert_eq!(
+            release_plan(b"/dev/vda / ext4 rw 0 0\n"),
+            [Release::ReadOnly("/".into())]
+        );
+        assert_eq!(release_plan(b"\xff\xfe\n \n  \nx \\77 "), []);
+    }
+
+    #[test]
+    fn what_cannot_be_unmounted_is_made_read_only_and_the_rest_goes_on() {
+        let kernel = FakeKernel::default();
+        kernel.fail("umount /data/my", Errno::EBUSY);
+        let failed = release_all(&kernel, MOUNTS);
+        assert_eq!(failed.len(), 1);
+        assert_eq!(
+            kernel.calls(),
+            [
+                "sync",
+                "umount /data/my disk\\",
+                "read-only /data/my disk\\",
+                "umount /data"
+            ]
+        );
+    }
+}
