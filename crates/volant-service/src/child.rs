@@ -22,11 +22,11 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
             Err(Errno::ESRCH.into())
         }
     };
-    // SAFETY: `ask` makes three system calls, which are async-signal-safe, and allocates nothing.
     #[allow(
         unsafe_code,
         reason = "PR_SET_PDEATHSIG must be asked for in the child"
     )]
+    // SAFETY: `ask` makes three system calls, which are async-signal-safe, and allocates nothing.
     unsafe {
         command.pre_exec(ask)
     }

@@ -5,15 +5,19 @@
 
 mod caller;
 mod child;
+mod events;
 mod idle;
 mod logging;
 mod sockets;
+mod tap;
 
 pub use caller::{CallerError, vm_of_pid};
 pub use child::die_with_parent;
+pub use events::Events;
 pub use idle::{Busy, Idle};
 pub use logging::init_logging;
 pub use sockets::{SocketError, Sockets};
+pub use tap::open_tap;
 
 use std::io;
 

@@ -36,12 +36,12 @@ impl Sockets {
     pub fn inherit() -> Result<Self, SocketError> {
         let fds = sd_notify::listen_fds_with_names().map_err(SocketError::Inherit)?;
         let owned = |(fd, name)| {
-            // SAFETY: systemd passed this descriptor to us alone, and `listen_fds_with_names` gives it once, as this
-            // function is called once.
             #[allow(
                 unsafe_code,
                 reason = "the one place where inherited descriptors become owned"
             )]
+            // SAFETY: systemd passed this descriptor to us alone, and `listen_fds_with_names` gives it once, as this
+            // function is called once.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
             (name, fd)
         };
