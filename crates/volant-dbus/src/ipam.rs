@@ -31,7 +31,8 @@ pub struct Attachment {
 )]
 pub trait Manager {
     /// Leases an address to the VM whose unit the caller is in (idempotent) and opens a tap on the bridge for it. The
-    /// tap is gone when the last holder of the descriptor is. An older tap of the same VM is replaced.
+    /// tap is gone when the last holder of the descriptor is; an older one of the same VM is waited for. Fails with
+    /// `NotAVm`, `NoFreeAddress`, `LeaseOutsideSubnet`, `Network` or `Store` (`com.volantvm.Ipam1.Error.*`).
     fn attach(&self) -> zbus::Result<(Attachment, OwnedFd)>;
 
     /// Leases: VM, address, MAC, CID; by address.

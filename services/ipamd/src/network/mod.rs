@@ -1,0 +1,148 @@
+//! What the kernel is told: the bridge, the taps and the firewall. Everything here can be said again at any time; what
+//! is right already is not touched.
+
+mod bridge;
+mod link;
+mod sysctl;
+pub mod tap;
+
+use std::{io, os::fd::OwnedFd};
+
+use ipnet::Ipv4Net;
+use rtnetlink::Handle;
+use volant_spec::{Name, config};
+
+use crate::{
+    firewall::{self, FirewallError},
+    pool::Lease,
+};
+
+/// The host's network, of which the bridge and what hangs on it are ours.
+#[derive(Clone)]
+pub struct Network {
+    handle: Handle,
+    settings: config::Network,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the host's network is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("cannot talk to the kernel by netlink")]
+    Connect(#[source] io::Error),
+    #[error("cannot {act}")]
+    Netlink { act: String, source: io::Error },
+    #[error(
+        "'{name}' is a network link, but no bridge; choose another network.bridge or remove the link"
+    )]
+    NoBridge { name: String },
+    #[error("the network link '{name}' was removed by somebody while it was set up")]
+    Vanished { name: String },
+    #[error("cannot set {path} to {value}")]
+    Setting {
+        path: String,
+        value: String,
+        source: io::Error,
+    },
+    #[error("cannot open the tap '{name}' of VM '{vm}'")]
+    Tap {
+        name: String,
+        vm: Name,
+        source: io::Error,
+    },
+    #[error(
+        "the tap '{name}' of VM '{vm}' is still held by a process of its last run; stop that first"
+    )]
+    TapInUse { name: String, vm: Name },
+    #[error("cannot open the tap '{name}' of VM '{vm}': another network link has that name")]
+    NameTaken { name: String, vm: Name },
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+}
+
+impl NetworkError {
+    fn netlink(act: impl Into<String>, error: rtnetlink::Error) -> Self {
+        let source = match error {
+            rtnetlink::Error::NetlinkError(message) => message.to_io(),
+            other => io::Error::other(other),
+        };
+        Self::Netlink {
+            act: act.into(),
+            source,
+        }
+    }
+}
+
+impl Network {
+    /// Opens the way to the kernel, in the network namespace of the calling thread. Changes nothing.
+    ///
+    /// # Errors
+    /// There is no netlink socket to be had.
+    pub fn open(settings: config::Network) -> Result<Self, NetworkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Connect)?;
+        tokio::spawn(connection);
+        Ok(Self { handle, settings })
+    }
+
+    #[must_use]
+    pub fn settings(&self) -> &config::Network {
+        &self.settings
+    }
+
+    /// Makes bridge, forwarding, firewall and the taps of running VMs be as they should.
+    ///
+    /// # Errors
+    /// The first thing that could not be done; what was done before stays.
+    pub async fn ensure(&self, leases: &[Lease]) -> Result<(), NetworkError> {
+        self.ensure_bridge(leases).await.map(drop)
+    }
+
+    /// Opens the tap of a VM, after [`Self::ensure`].
+    ///
+    /// # Errors
+    /// As there; or an older tap of the VM does not go.
+    pub async fn attach(&self, lease: &Lease, leases: &[Lease]) -> Result<OwnedFd, NetworkError> {
+        let bridge = self.ensure_bridge(leases).await?;
+        tap::open(&self.handle, bridge, lease).await
+    }
+
+    /// Waits until the VM has no tap any more.
+    ///
+    /// # Errors
+    /// It is still there after some seconds.
+    pub async fn wait_detached(&self, lease: &Lease) -> Result<(), NetworkError> {
+        tap::wait_gone(&self.handle, lease).await
+    }
+
+    /// Takes everything of ours away: rules in others' tables, our table, our bridges. Forwarding stays as it is, as
+    /// others may rely on it by now.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub async fn teardown(&self) -> Result<(), NetworkError> {
+        firewall::remove().await?;
+        for link in link::all(&self.handle).await? {
+            if link.is_our_bridge() {
+                bridge::remove(&self.handle, &link).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ensure_bridge(&self, leases: &[Lease]) -> Result<u32, NetworkError> {
+        let (name, subnet) = (self.settings.bridge.as_str(), self.settings.subnet);
+        let address = Ipv4Net::new_assert(subnet.gateway(), subnet.net().prefix_len());
+        let bridge = bridge::ensure(&self.handle, name, address).await?;
+        sysctl::forward_ipv4()?;
+        firewall::ensure(name, subnet.net()).await?;
+        tap::mend(&self.handle, bridge, leases).await?;
+        Ok(bridge)
+    }
+}
