@@ -1,0 +1,226 @@
+//! What went wrong, what to do about it, and the exit code.
+
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use volant_spec::{Digest, manifest::ManifestError};
+
+use crate::output::visible;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("cannot reach Volant at {}", socket.display())]
+    Unreachable { socket: PathBuf, source: io::Error },
+    #[error("the connection to Volant broke")]
+    Broken(#[source] reqwest::Error),
+    #[error("Volant answered what this volar does not understand: {0}")]
+    Answer(String),
+    #[error(transparent)]
+    Problem(#[from] Problem),
+    #[error("{act}")]
+    Io { act: String, source: io::Error },
+    #[error("cannot read {}", path.display())]
+    ReadManifest { path: PathBuf, source: io::Error },
+    #[error("{} has {size} bytes; a manifest has at most {}", path.display(), volant_spec::manifest::MAX_BYTES)]
+    ManifestTooLarge { path: PathBuf, size: u64 },
+    #[error("cannot use {}", path.display())]
+    Manifest {
+        path: PathBuf,
+        source: ManifestError,
+    },
+    #[error("{artifact}: the URL '{}' is not http://, https://, file:///PATH or a path", url.escape_debug())]
+    ArtifactUrl { artifact: &'static str, url: String },
+    #[error("{artifact}: cannot read {}", path.display())]
+    Artifact {
+        artifact: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{artifact}: {} has {actual} bytes; the manifest says {expected}", path.display())]
+    ArtifactSize {
+        artifact: &'static str,
+        path: PathBuf,
+        expected: u64,
+        actual: u64,
+    },
+    #[error("{artifact}: {} is {actual}; the manifest says {expected}", path.display())]
+    ArtifactDigest {
+        artifact: &'static str,
+        path: PathBuf,
+        expected: Digest,
+        actual: Digest,
+    },
+    #[error("volar setup changes this host, and needs root")]
+    NotRoot,
+    #[error("this host is not ready: {0}")]
+    NotReady(String),
+    #[error(transparent)]
+    Config(#[from] crate::setup::config::ConfigFileError),
+    #[error("{command} failed: {said}")]
+    Command { command: String, said: String },
+}
+
+/// What the API says when it refuses (RFC 9457).
+#[derive(Debug, Deserialize, thiserror::Error)]
+#[error("{}", visible(if detail.is_empty() { title } else { detail }))]
+pub struct Problem {
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    #[serde(default)]
+    pub title: String,
+    pub status: u16,
+    #[serde(default)]
+    pub detail: String,
+}
+
+impl Problem {
+    /// The last part of the problem's type.
+    fn slug(&self) -> &str {
+        self.kind.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+impl Failure {
+    /// An error of the HTTP client: the socket cannot be connected to, or the talk broke off.
+    pub fn of_http(error: reqwest::Error, socket: &Path) -> Self {
+        let found = io_error(&error).filter(|_| error.is_connect());
+        match found.map(|io| {
+            io.raw_os_error()
+                .map_or_else(|| io.kind().into(), io::Error::from_raw_os_error)
+        }) {
+            Some(source) => Self::Unreachable {
+                socket: socket.to_owned(),
+                source,
+            },
+            None => Self::Broken(error),
+        }
+    }
+
+    /// As `volar --help` has them.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Unreachable { .. } | Self::Broken(_) => 5,
+            Self::Problem(problem) => match (problem.slug(), problem.status) {
+                ("invalid-name" | "invalid-request", _) => 2,
+                ("unknown-plugin", _) | (_, 404) => 3,
+                (_, 409) => 4,
+                _ => 1,
+            },
+            _ => 1,
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Unreachable { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Some(
+                    "become a member of group volant: sudo usermod -aG volant $USER, then log in again",
+                ),
+                _ => Some("is Volant installed and set up? sudo volar setup"),
+            },
+            Self::Broken(_) => Some("see: journalctl -u volant-gatewayd"),
+            Self::Problem(problem) => match problem.slug() {
+                "unknown-plugin" | "no-such-plugin" => {
+                    Some("volar plugins list shows what is installed")
+                }
+                "no-such-vm" => Some("volar vms list shows all VMs"),
+                "vm-exists" => {
+                    Some("choose another name, or delete that VM first: volar vms delete NAME")
+                }
+                "plugin-in-use" => Some("delete its VMs first: volar vms list shows them"),
+                "being-deleted" => Some("wait a moment, and try again"),
+                "no-space" => Some("make room below /var/lib/volant"),
+                "internal" | "unavailable" => Some("see: journalctl -u 'volant-*'"),
+                _ => None,
+            },
+            Self::ReadManifest { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("the path is relative to the current folder; fledge build makes a manifest")
+            }
+            Self::Artifact { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("an artifact's path is relative to the folder of its manifest")
+            }
+            Self::ArtifactDigest { .. } | Self::ArtifactSize { .. } => Some(
+                "the file is another one than the manifest was made for; build the plugin again",
+            ),
+            Self::NotRoot => {
+                Some("sudo volar setup, or volar setup --dry-run to see what it would do")
+            }
+            Self::NotReady(_) => {
+                Some("do what is said above, and run volar setup again; nothing was changed")
+            }
+            _ => None,
+        }
+    }
+
+    /// Says it on stderr: the error with its causes on one line, and what to do.
+    pub fn tell(&self) {
+        let mut line = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            line.push_str(": ");
+            line.push_str(&visible(&error.to_string()));
+            source = error.source();
+        }
+        eprintln!("error: {}", line.trim_end());
+        if let Some(hint) = self.hint() {
+            eprintln!("hint: {hint}");
+        }
+    }
+}
+
+fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io);
+        }
+        next = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_use_the_socket_is_told_which_group_may() {
+        let source = io::Error::from(io::ErrorKind::PermissionDenied);
+        let failure = Failure::Unreachable {
+            socket: "/s".into(),
+            source,
+        };
+        assert_eq!(failure.code(), 5);
+        assert!(failure.hint().unwrap().contains("usermod -aG volant"));
+    }
+
+    #[test]
+    fn each_problem_has_its_exit_code() {
+        let cases = [
+            ("invalid-name", 400, 2),
+            ("invalid-request", 400, 2),
+            ("unknown-plugin", 400, 3),
+            ("no-such-vm", 404, 3),
+            ("vm-exists", 409, 4),
+            ("start-failed", 502, 1),
+            ("no-space", 507, 1),
+            ("of-the-future", 418, 1),
+        ];
+        for (slug, status, expected) in cases {
+            let kind = format!("https://volantvm.com/problems/{slug}");
+            let problem = Problem {
+                kind,
+                status,
+                title: String::new(),
+                detail: String::new(),
+            };
+            assert_eq!(Failure::from(problem).code(), expected, "{slug}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! A fake of gatewayd: the REST contract on a Unix socket, over plugins and VMs in memory. It starts nothing.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::{get, head, post},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+
+/// What the fake knows, for a test to look at or to change.
+#[derive(Debug, Default)]
+pub struct Kept {
+    pub plugins: BTreeMap<String, Value>,
+    pub vms: BTreeMap<String, Value>,
+    pub blobs: BTreeMap<String, Vec<u8>>,
+    pub uploads: usize,
+    /// The last body that asked for an install, as it came.
+    pub install: String,
+    /// The last body that asked for a VM.
+    pub create: Value,
+}
+
+#[derive(Debug)]
+pub struct FakeGateway {
+    kept: Shared,
+    folder: TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+type Shared = Arc<Mutex<Kept>>;
+
+impl FakeGateway {
+    pub fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let kept = Shared::default();
+        let guard = runtime.enter();
+        let listener = UnixListener::bind(folder.path().join("api.sock")).unwrap();
+        drop(guard);
+        let router = router(Arc::clone(&kept));
+        runtime.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self {
+            kept,
+            folder,
+            _runtime: runtime,
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("api.sock")
+    }
+
+    pub fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap()
+    }
+
+    /// A VM as the API shows it.
+    pub fn vm(name: &str, phase: &str) -> Value {
+        json!({
+            "name": name, "uuid": "0198", "plugin": "caddy", "plugin_version": "2.6.2", "cpu_cores": 2,
+            "memory_mb": 512, "created_at": "2026-01-02T03:04:05Z",
+            "vmm": {"requested": "auto", "used": "qemu", "reason": "no KVM", "pid": 77},
+            "phase": phase, "status": "serving \u{1b}[31m", "address": "192.168.127.2",
+            "mac": "52:54:00:00:00:02", "cid": 3, "unit": format!("volant-vm@{name}.service"), "enabled": false,
+            "agent_version": "0.1.0", "memory_total_kib": 500_000, "memory_available_kib": 400_000,
+            "ready_since": null, "deleting": false, "restarts": 0,
+        })
+    }
+}
+
+fn router(kept: Shared) -> Router {
+    Router::new()
+        .route("/api/v1/vms", get(vms).post(create))
+        .route("/api/v1/vms/{name}", get(vm).delete(delete))
+        .route("/api/v1/vms/{name}/{verb}", post(change))
+        .route("/api/v1/plugins", get(plugins).post(install))
+        .route("/api/v1/plugins/{name}", get(plugin).delete(remove))
+        .route("/api/v1/blobs/{digest}", head(blob).put(upload))
+        .layer(DefaultBodyLimit::disable())
+        .with_state(kept)
+}
+
+fn problem(status: u16, slug: &str, detail: &str) -> Response {
+    let body = json!({
+        "type": format!("https://volantvm.com/problems/{slug}"), "title": slug, "status": status, "detail": detail,
+    });
+    let status = StatusCode::from_u16(status).unwrap();
+    (
+        status,
+        [(CONTENT_TYPE, "application/problem+json")],
+        body.to_string(),
+    )
+        .into_response()
+}
+
+async fn vms(State(kept): State<Shared>) -> Json<Vec<Value>> {
+    Json(kept.lock().unwrap().vms.values().cloned().collect())
+}
+
+async fn vm(State(kept): State<Shared>, Path(name): Path<String>) -> Response {
+    match kept.lock().unwrap().vms.get(&name) {
+        Some(vm) => Json(vm).into_response(),
+        None => problem(404, "no-such-vm", &format!("there is no VM {name}")),
+    }
+}
+
+async fn create(State(kept): State<Shared>, Json(body): Json<Value>) -> Response {
+    let mut kept = kept.lock().unwrap();
+    kept.create = body.clone();
+    let name = body["name"].as_str().unwrap();
+    match body["plugin"].as_str().unwrap() {
+        "unknown" => return problem(400, "unknown-plugin", "there is no plugin unknown"),
+        "broken" => return problem(502, "start-failed", "no agent called\u{1b}[2J"),
+        _ if kept.vms.contains_key(name) => return problem(409, "vm-exists", "there is a VM web"),
+        _ => {}
+    }
+    let vm = FakeGateway::vm(
+        name,
+        if body["start"] == json!(true) {
+            "running"
+        } else {
+            "stopped"
+        },
+    );
+    kept.vms.insert(name.to_owned(), vm.clone());
+    (StatusCode::CREATED, Json(vm)).into_response()
+}
+
+async fn delete(State(kept): State<Shared>, Path(name): Path<String>) -> Response {
+    match kept.lock().unwrap().vms.remove(&name) {
+        Some(_) => StatusCode::NO_CONTENT.into_response(),
+        None => problem(404, "no-such-vm", &format!("there is no VM {name}")),
+    }
+}
+
+async fn change(
+    State(kept): State<Shared>,
+    Path((name, verb)): Path<(String, String)>,
+) -> Response {
+    let mut kept = kept.lock().unwrap();
+    let Some(vm) = kept.vms.get_mut(&name) else {
+        return problem(404, "no-such-vm", &format!("there is no VM {name}"));
+    };
+    match verb.as_str() {
+        "start" | "restart" => vm["phase"] = json!("running"),
+        "stop" => vm["phase"] = json!("stopped"),
+        "enable" => vm["enabled"] = json!(true),
+        "disable" => vm["enabled"] = json!(false),
+        _ => return problem(404, "not-found", "there is nothing at this path"),
+    }
+    Json(&*vm).into_response()
+}
+
+async fn plugins(State(kept): State<Shared>) -> Json<Vec<Value>> {
+    Json(kept.lock().unwrap().plugins.values().cloned().collect())
+}
+
+async fn plugin(State(kept): State<Shared>, Path(name): Path<String>) -> Response {
+    match kept.lock().unwrap().plugins.get(&name) {
+        Some(plugin) => Json(plugin).into_response(),
+        None => problem(404, "no-such-plugin", &format!("there is no plugin {name}")),
+    }
+}
+
+async fn remove(State(kept): State<Shared>, Path(name): Path<String>) -> Response {
+    let mut kept = kept.lock().unwrap();
+    if kept.vms.values().any(|vm| vm["plugin"] == json!(name)) {
+        return problem(409, "plugin-in-use", "1 VM uses it");
+    }
+    match kept.plugins.remove(&name) {
+        Some(_) => StatusCode::NO_CONTENT.into_response(),
+        None => problem(404, "no-such-plugin", &format!("there is no plugin {name}")),
+    }
+}
+
+async fn blob(State(kept): State<Shared>, Path(digest): Path<String>) -> StatusCode {
+    if kept.lock().unwrap().blobs.contains_key(&digest) {
+        StatusCode::OK
+    } else {
+        StatusCode::NOT_FOUND
+    }
+}
+
+async fn upload(State(kept): State<Shared>, Path(digest): Path<String>, body: Bytes) -> Response {
+    let mut kept = kept.lock().unwrap();
+    kept.uploads += 1;
+    let answer = json!({"digest": digest, "size": body.len()});
+    kept.blobs.insert(digest, body.to_vec());
+    (StatusCode::CREATED, Json(answer)).into_response()
+}
+
+/// Answers in lines, as volar asks for.
+async fn install(State(kept): State<Shared>, body: String) -> Response {
+    let mut kept = kept.lock().unwrap();
+    let given: Value = serde_json::from_str(&body).unwrap();
+    kept.install = body;
+    let manifest = match given["manifest_url"].as_str() {
+        Some(url) if url.ends_with("broken.json") => {
+            let problem = json!({"type": "x/invalid-request", "title": "t", "status": 400, "detail": "a wrong checksum"});
+            return lines(&[json!({ "problem": problem })]);
+        }
+        Some(_) => json!({"name": "remote", "version": "1"}),
+        None => given["manifest"].clone(),
+    };
+    let plugin = json!({
+        "name": manifest["name"], "version": manifest["version"], "installed_at": "2026-01-02T03:04:05Z",
+        "size_bytes": 15_000_000, "manifest": manifest,
+    });
+    kept.plugins
+        .insert(plugin["name"].as_str().unwrap().to_owned(), plugin.clone());
+    let progress =
+        json!({"progress": {"artifact": "initramfs", "done_bytes": 1, "total_bytes": 2}});
+    lines(&[progress, json!({ "plugin": plugin })])
+}
+
+fn lines(values: &[Value]) -> Response {
+    let text: String = values.iter().map(|value| format!("{value}\n")).collect();
+    ([(CONTENT_TYPE, "application/x-ndjson")], text).into_response()
+}
