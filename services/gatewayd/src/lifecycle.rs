@@ -6,7 +6,7 @@
 //! ```
 //! A deletion that is cut off anywhere is finished at the next start: its tombstone is still there.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use futures_util::{
     FutureExt, StreamExt,
@@ -33,6 +33,8 @@ pub type Deletion = Shared<BoxFuture<'static, Result<(), Problem>>>;
 const AT_ONCE: usize = 32;
 /// The units of all VMs.
 const EVERY_VM: &str = "volant-vm@*.service";
+/// What ipamd may take to tell the leases; VMs are shown without them then.
+const LEASES: Duration = Duration::from_secs(3);
 /// How often a unit is stopped that somebody else starts again.
 const STOPS: usize = 3;
 /// Between the tries to finish a deletion that was cut off.
@@ -67,14 +69,10 @@ impl Gateway {
     pub async fn vms(&self) -> Result<Vec<view::Vm>, Problem> {
         let (defined, leases, loaded) = tokio::join!(
             self.registry().vms(),
-            self.ipam().leases(),
+            self.leases(),
             self.systemd().loaded(EVERY_VM)
         );
-        let leases = leases.unwrap_or_else(|problem| {
-            tracing::warn!("VMs are listed without their leases: {problem}");
-            Default::default()
-        });
-        let loaded = loaded.map_err(broken)?;
+        let loaded = loaded?;
         let (leases, loaded) = (&leases, &loaded);
         let views = defined?.into_iter().map(|vm| async move {
             let (name, unit_name) = named(&vm)?;
@@ -94,15 +92,21 @@ impl Gateway {
     /// # Errors
     /// There is none of that name; registryd or systemd does not answer.
     pub async fn vm(&self, name: &Name) -> Result<view::Vm, Problem> {
-        let (defined, leases) = tokio::join!(self.registry().vm(name), self.ipam().leases());
-        let leases = leases.unwrap_or_else(|problem| {
-            tracing::warn!("VM {name} is shown without its lease: {problem}");
-            Default::default()
-        });
-        let unit_name = unit::vm(name);
+        let (defined, leases) = tokio::join!(self.registry().vm(name), self.leases());
+        let (defined, unit_name) = (defined?, unit::vm(name));
         let unit = self.systemd().unit(&unit_name).await;
         let lease = leases.get(name.as_str());
-        self.view(defined?, name, unit_name, unit, lease).await
+        self.view(defined, name, unit_name, unit, lease).await
+    }
+
+    /// All leases that are known in time.
+    async fn leases(&self) -> HashMap<String, Lease> {
+        match tokio::time::timeout(LEASES, self.ipam().leases()).await {
+            Ok(Ok(leases)) => return leases,
+            Ok(Err(problem)) => tracing::warn!("VMs are shown without their leases: {problem}"),
+            Err(_) => tracing::warn!("VMs are shown without their leases: ipamd is silent"),
+        }
+        HashMap::new()
     }
 
     async fn view(
@@ -113,10 +117,10 @@ impl Gateway {
         unit: Result<UnitState, SystemdError>,
         lease: Option<&Lease>,
     ) -> Result<view::Vm, Problem> {
-        let unit = unit.map_err(broken)?;
+        let unit = unit?;
         let live = match unit.active.is_down() {
             true => None,
-            false => live::ask(self.systemd().bus(), name).await,
+            false => live::ask(self.systemd(), name).await,
         };
         Ok(view::vm(defined, unit_name, &unit, live, lease))
     }
@@ -230,8 +234,8 @@ impl Gateway {
         self.registry().delete_vm(name).await?;
         self.halt(name).await?;
         let unit = unit::vm(name);
-        self.systemd().reset_failed(&unit).await.map_err(broken)?;
-        if self.systemd().unit(&unit).await.map_err(broken)?.enabled {
+        self.systemd().reset_failed(&unit).await?;
+        if self.systemd().unit(&unit).await?.enabled {
             self.change_boot(name, AtBoot::Leave).await?;
         }
         self.ipam().release(name).await?;
@@ -287,10 +291,10 @@ impl Gateway {
     /// Starts or restarts the unit, and waits until the guest is ready.
     async fn launch(&self, name: &Name, change: Change) -> Result<(), Problem> {
         let (systemd, unit) = (self.systemd(), unit::vm(name));
-        let before = systemd.unit(&unit).await.map_err(broken)?;
+        let before = systemd.unit(&unit).await?;
         if before.active == ActiveState::Failed {
             // Who asks by name is not held to how often it failed by itself.
-            systemd.reset_failed(&unit).await.map_err(broken)?;
+            systemd.reset_failed(&unit).await?;
         }
         let why = match systemd.carry_out(change, &unit).await {
             Ok(JobResult::Done) => return Ok(()),
@@ -298,14 +302,14 @@ impl Gateway {
             Ok(JobResult::Failed(result)) if result == "dependency" => {
                 "a unit that it depends on did not start".to_owned()
             }
-            Ok(JobResult::Failed(_)) => systemd.unit(&unit).await.map_err(broken)?.failure(),
+            Ok(JobResult::Failed(_)) => systemd.unit(&unit).await?.failure(),
             Err(SystemdError::Refused { message, .. }) => message,
-            Err(error) => return Err(broken(error)),
+            Err(error) => return Err(error.into()),
         };
         match self.present(name).await {
             Err(problem) if problem.kind == Kind::NoSuchVm => {
                 // It was deleted meanwhile: its unit is to leave no trace.
-                systemd.reset_failed(&unit).await.map_err(broken)?;
+                systemd.reset_failed(&unit).await?;
                 Err(problem)
             }
             Err(problem) if problem.kind == Kind::BeingDeleted => Err(problem),
@@ -324,9 +328,9 @@ impl Gateway {
                 Ok(JobResult::Done | JobResult::Canceled | JobResult::Failed(_)) => {}
                 // Not even its file is there: nothing of it can run.
                 Err(SystemdError::NoUnit { .. }) => return Ok(()),
-                Err(error) => return Err(broken(error)),
+                Err(error) => return Err(error.into()),
             }
-            if systemd.unit(&unit).await.map_err(broken)?.active.is_down() {
+            if systemd.unit(&unit).await?.active.is_down() {
                 return Ok(());
             }
         }
@@ -345,14 +349,10 @@ impl Gateway {
             AtBoot::Leave => "disable",
         };
         let (systemd, unit) = (self.systemd(), format!("volant-vm-{verb}@{name}.service"));
-        match systemd
-            .carry_out(Change::Start, &unit)
-            .await
-            .map_err(broken)?
-        {
+        match systemd.carry_out(Change::Start, &unit).await? {
             JobResult::Done => Ok(()),
             JobResult::Canceled | JobResult::Failed(_) => {
-                systemd.reset_failed(&unit).await.map_err(broken)?;
+                systemd.reset_failed(&unit).await?;
                 Err(Problem::internal(format!(
                     "cannot {verb} VM {name} at boot; see: journalctl -u {unit}"
                 )))
@@ -389,19 +389,25 @@ fn named(defined: &Defined) -> Result<(Name, String), Problem> {
     Ok((name, unit))
 }
 
-/// systemd's trouble, as a problem.
-fn broken(error: SystemdError) -> Problem {
-    let kind = match &error {
-        SystemdError::Lost { .. } | SystemdError::Slow { .. } | SystemdError::Call { .. } => {
-            Kind::Unavailable
-        }
-        SystemdError::Subscribe(_)
-        | SystemdError::NotAllowed { .. }
-        | SystemdError::Refused { .. }
-        | SystemdError::NoUnit { .. }
-        | SystemdError::State { .. } => Kind::Internal,
-    };
-    Problem::new(kind, format!("{:#}", anyhow::Error::from(error)))
+impl From<SystemdError> for Problem {
+    fn from(error: SystemdError) -> Self {
+        let kind = match &error {
+            SystemdError::Lost { .. } | SystemdError::Slow { .. } | SystemdError::Call { .. } => {
+                Kind::Unavailable
+            }
+            SystemdError::Subscribe(_)
+            | SystemdError::NotAllowed { .. }
+            | SystemdError::Refused { .. }
+            | SystemdError::NoUnit { .. }
+            | SystemdError::State { .. } => Kind::Internal,
+        };
+        // One level: errors of the bus repeat their sources.
+        let detail = match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        Problem::new(kind, detail)
+    }
 }
 
 fn cut_off(error: &tokio::task::JoinError) -> Problem {

@@ -4,7 +4,9 @@ use std::{collections::HashMap, time::Duration};
 
 use volant_dbus::vm;
 use volant_spec::Name;
-use zbus::{Connection, OwnedVariant, fdo::PropertiesProxy, names::InterfaceName};
+use zbus::{OwnedVariant, fdo::PropertiesProxy, names::InterfaceName};
+
+use crate::Systemd;
 
 /// What a supervisor may take to answer; without an answer the VM is shown without its live part.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -28,7 +30,8 @@ pub struct Live {
 }
 
 /// Asks a VM's supervisor; `None` when there is none, or when it does not answer in time.
-pub async fn ask(bus: &Connection, name: &Name) -> Option<Live> {
+pub async fn ask(systemd: &Systemd, name: &Name) -> Option<Live> {
+    let (bus, _room) = systemd.bus().await;
     let asked = async {
         let proxy = PropertiesProxy::builder(bus)
             .destination(vm::bus_name(name.as_str()))

@@ -4,9 +4,10 @@ mod jobs;
 pub mod proxies;
 mod unit;
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use zbus::{Connection, OwnedObjectPath, proxy::CacheProperties};
 
 pub use unit::{ActiveState, Exit, UnitState};
@@ -18,6 +19,11 @@ use proxies::{ManagerProxy, ServiceProxy, UnitProxy};
 const CALL_TIMEOUT: Duration = Duration::from_secs(25);
 /// What a job may take; units have shorter timeouts of their own.
 const JOB_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Calls on the bus that wait for their replies at once. The system bus refuses a connection that has more than 128 of
+/// them.
+const CALLS: u32 = 100;
+/// The most of them that one look at a unit makes at once.
+const LOOK: u32 = 5;
 /// The new job takes the place of one that contradicts it.
 const MODE: &str = "replace";
 
@@ -27,6 +33,7 @@ pub struct Systemd {
     bus: Connection,
     manager: ManagerProxy<'static>,
     jobs: Jobs,
+    calls: Arc<Semaphore>,
 }
 
 /// A change of a unit that systemd makes a job of.
@@ -133,12 +140,19 @@ impl Systemd {
             bus: bus.clone(),
             manager,
             jobs,
+            calls: Arc::new(Semaphore::new(CALLS as usize)),
         })
     }
 
-    /// The bus that systemd is on.
-    pub fn bus(&self) -> &Connection {
-        &self.bus
+    /// The bus that systemd is on, for one call: it waits until there is room for it.
+    pub async fn bus(&self) -> (&Connection, SemaphorePermit<'_>) {
+        (&self.bus, self.room(1).await)
+    }
+
+    /// Room for so many calls, until the answer is dropped.
+    async fn room(&self, calls: u32) -> SemaphorePermit<'_> {
+        let room = self.calls.acquire_many(calls).await;
+        room.expect("nobody closes the semaphore")
     }
 
     /// Starts, stops or restarts a unit, and waits until that is done. Idempotent: what is so already is done at once.
@@ -148,12 +162,14 @@ impl Systemd {
     pub async fn carry_out(&self, change: Change, unit: &str) -> Result<JobResult, SystemdError> {
         let act = change.verb();
         let call = self.jobs.call();
+        let room = self.room(1).await;
         let job = match change {
             Change::Start => self.manager.start_unit(unit, MODE).await,
             Change::Stop => self.manager.stop_unit(unit, MODE).await,
             Change::Restart => self.manager.restart_unit(unit, MODE).await,
         };
         let job = job.map_err(|error| refused(act, unit, error))?;
+        drop(room);
         let end = call.wait(job.as_str());
         let unit = || unit.to_owned();
         match tokio::time::timeout(JOB_TIMEOUT, end).await {
@@ -172,6 +188,7 @@ impl Systemd {
     /// # Errors
     /// systemd refuses or is gone.
     pub async fn reset_failed(&self, unit: &str) -> Result<(), SystemdError> {
+        let _room = self.room(1).await;
         let reset = self.manager.reset_failed_unit(unit).await;
         match reset.map_err(|error| refused("reset the failure of", unit, error)) {
             Err(SystemdError::NoUnit { .. }) => Ok(()),
@@ -184,7 +201,9 @@ impl Systemd {
     /// # Errors
     /// systemd is gone, or says what this build does not understand.
     pub async fn unit(&self, unit: &str) -> Result<UnitState, SystemdError> {
+        let room = self.room(1).await;
         let path = self.manager.load_unit(unit).await;
+        drop(room);
         let path = path.map_err(|error| refused("look at", unit, error))?;
         self.loaded_unit(unit, path).await
     }
@@ -199,6 +218,7 @@ impl Systemd {
         &self,
         pattern: &str,
     ) -> Result<HashMap<String, OwnedObjectPath>, SystemdError> {
+        let _room = self.room(1).await;
         let listed = self.manager.list_units_by_patterns(&[], &[pattern]).await;
         let listed = listed.map_err(|error| refused("list", pattern, error))?;
         Ok(listed
@@ -227,6 +247,7 @@ impl Systemd {
     /// Only what is needed, one by one: systemd has hundreds of properties, some of which it reads from files when asked
     /// for all.
     async fn look_at(&self, path: OwnedObjectPath) -> zbus::Result<(String, Option<UnitState>)> {
+        let _room = self.room(LOOK).await;
         let general = UnitProxy::builder(&self.bus)
             .path(path.clone())
             .cache_properties(CacheProperties::No)

@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     os::unix::net::UnixStream,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::sync::Semaphore;
@@ -59,6 +60,8 @@ struct State {
     calls: Vec<String>,
     jobs: u32,
     denied: bool,
+    loading: usize,
+    most_loading: usize,
 }
 
 impl FakeSystemd {
@@ -102,6 +105,17 @@ impl FakeSystemd {
     /// What was asked, as "start volant-vm@web.service".
     pub fn calls(&self) -> Vec<String> {
         self.0.lock().unwrap().calls.clone()
+    }
+
+    /// How many units were being loaded at once at most.
+    pub fn most_loading(&self) -> usize {
+        self.0.lock().unwrap().most_loading
+    }
+
+    fn loading(&self, change: isize) {
+        let mut state = self.0.lock().unwrap();
+        state.loading = state.loading.checked_add_signed(change).unwrap();
+        state.most_loading = state.most_loading.max(state.loading);
     }
 
     fn change(&self, verb: &str, unit: &str) -> fdo::Result<u32> {
@@ -218,6 +232,9 @@ impl Manager {
         name: String,
         #[zbus(object_server)] server: &ObjectServer,
     ) -> fdo::Result<OwnedObjectPath> {
+        self.0.loading(1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.0.loading(-1);
         self.0.serve(&name, server).await
     }
 
