@@ -1,0 +1,187 @@
+//! A VM's definition and attachment, checked, and what the guest is told of them. Pure.
+
+use std::time::Duration;
+
+use volant_dbus::{ipam::Attachment, registry::VmDefinition};
+use volant_proto::agent::v1::{NetworkConfig, RunConfig, Workload};
+use volant_spec::{Name, Resources, config::Vmm, resources::ResourcesError};
+
+/// How often the agent shows that the guest is alive.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// A definition that can be started.
+#[derive(Clone, Debug)]
+pub struct Definition {
+    pub name: Name,
+    pub uuid: String,
+    pub uid: u32,
+    pub plugin: String,
+    pub resources: Resources,
+    pub vmm: Vmm,
+    pub stop_grace: Duration,
+    workload: Workload,
+}
+
+/// Why a definition cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum DefinitionError {
+    #[error("the registry answered for VM '{}', not for '{asked}'", .answered.escape_debug())]
+    OtherVm { asked: Name, answered: String },
+    #[error("the registry's definition of VM '{name}' has wrong resources")]
+    Resources { name: Name, source: ResourcesError },
+    #[error("the registry's definition of VM '{name}' has a wrong value: {problem}")]
+    Value { name: Name, problem: String },
+}
+
+impl Definition {
+    /// Checks what the registry answered for the VM `name`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(name: &Name, wire: VmDefinition) -> Result<Self, DefinitionError> {
+        if wire.name != name.as_str() {
+            return Err(DefinitionError::OtherVm {
+                asked: name.clone(),
+                answered: wire.name,
+            });
+        }
+        let value = |problem: String| DefinitionError::Value {
+            name: name.clone(),
+            problem,
+        };
+        let resources = Resources::new(wire.cpu_cores, wire.memory_mb).map_err(|source| {
+            DefinitionError::Resources {
+                name: name.clone(),
+                source,
+            }
+        })?;
+        if !is_uuid(&wire.uuid) {
+            return Err(value(format!("'{}' is no UUID", wire.uuid.escape_debug())));
+        }
+        if wire.entrypoint.first().is_none_or(String::is_empty) {
+            return Err(value("the workload has no program".to_owned()));
+        }
+        Ok(Self {
+            name: name.clone(),
+            uuid: wire.uuid,
+            uid: wire.uid,
+            plugin: wire.plugin,
+            resources,
+            vmm: wire.vmm.parse().map_err(value)?,
+            stop_grace: Duration::from_millis(wire.stop_grace_ms.into()),
+            workload: Workload {
+                entrypoint: wire.entrypoint,
+                env: wire.env,
+                workdir: wire.workdir,
+                stop_signal: wire.stop_signal,
+                stop_grace_ms: wire.stop_grace_ms,
+            },
+        })
+    }
+
+    /// The workload's program, without its folder.
+    #[must_use]
+    pub fn program(&self) -> &str {
+        let program = self.workload.entrypoint.first().map_or("", String::as_str);
+        program.rsplit('/').next().unwrap_or(program)
+    }
+
+    /// Everything that the guest is told.
+    #[must_use]
+    pub fn run_config(&self, attachment: &Attachment) -> RunConfig {
+        RunConfig {
+            hostname: self.name.to_string(),
+            network: Some(NetworkConfig {
+                mac: attachment.mac.clone(),
+                addresses: attachment.addresses.clone(),
+                gateways: attachment.gateways.clone(),
+                dns: attachment.dns.clone(),
+            }),
+            workload: Some(self.workload.clone()),
+            heartbeat_interval_ms: u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Whether it is written as VMMs and journal fields have it: `01234567-89ab-cdef-0123-456789abcdef`.
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.char_indices().all(|(at, c)| match at {
+            8 | 13 | 18 | 23 => c == '-',
+            _ => c.is_ascii_hexdigit(),
+        })
+}
+
+/// The first address of an attachment, without its prefix length.
+#[must_use]
+pub fn address(attachment: &Attachment) -> &str {
+    let first = attachment.addresses.first().map_or("", String::as_str);
+    first.split('/').next().unwrap_or(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire() -> VmDefinition {
+        VmDefinition {
+            uuid: "01980000-0000-7000-8000-000000000001".to_owned(),
+            name: "web".to_owned(),
+            uid: 61000,
+            plugin: "caddy".to_owned(),
+            plugin_version: "1".to_owned(),
+            cpu_cores: 1,
+            memory_mb: 128,
+            vmm: "auto".to_owned(),
+            entrypoint: vec!["/usr/bin/caddy".to_owned(), "run".to_owned()],
+            env: [("A".to_owned(), "b".to_owned())].into(),
+            workdir: "/".to_owned(),
+            stop_signal: "SIGTERM".to_owned(),
+            stop_grace_ms: 10_000,
+        }
+    }
+
+    #[test]
+    fn a_wrong_definition_is_told_what_is_wrong() {
+        type Spoil = fn(&mut VmDefinition);
+        let cases: [(Spoil, &str); 6] = [
+            (
+                |wire| wire.uuid = "0198,x=y".to_owned(),
+                "'0198,x=y' is no UUID",
+            ),
+            (|wire| wire.name = "db".to_owned(), "for VM 'db'"),
+            (|wire| wire.memory_mb = 0, "0 MiB"),
+            (|wire| wire.cpu_cores = 0, "0 CPUs"),
+            (|wire| wire.vmm = "xen".to_owned(), "vmm 'xen'"),
+            (|wire| wire.entrypoint.clear(), "no program"),
+        ];
+        let name: Name = "web".parse().unwrap();
+        for (spoil, expected) in cases {
+            let mut wire = wire();
+            spoil(&mut wire);
+            let error = anyhow::Error::new(Definition::parse(&name, wire).unwrap_err());
+            assert!(format!("{error:#}").contains(expected), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn the_guest_is_told_its_workload_and_its_network() {
+        let definition = Definition::parse(&"web".parse().unwrap(), wire()).unwrap();
+        assert_eq!(definition.program(), "caddy");
+        let attachment = Attachment {
+            addresses: vec!["192.168.127.2/24".to_owned()],
+            gateways: vec!["192.168.127.1".to_owned()],
+            dns: vec!["192.168.127.1".to_owned()],
+            mac: "52:54:00:00:00:02".to_owned(),
+            cid: 3,
+            tap: "vt3".to_owned(),
+        };
+        let config = definition.run_config(&attachment);
+        assert_eq!(config.hostname, "web");
+        assert_eq!(config.heartbeat_interval_ms, 5000);
+        assert_eq!(config.workload.unwrap().env["A"], "b");
+        let network = config.network.unwrap();
+        assert_eq!(network.addresses, ["192.168.127.2/24"]);
+        assert_eq!(address(&attachment), "192.168.127.2");
+    }
+}

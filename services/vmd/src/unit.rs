@@ -1,0 +1,268 @@
+//! One start of `volant-vm@NAME.service`, in its order: what the host gives, then the VM's own identity for good, then the
+//! VMM, and only then a guest.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use volant_dbus::vm;
+use volant_spec::{
+    Config, Name,
+    config::{ConfigError, VmDefaults},
+};
+use zbus::{Connection, connection};
+
+use crate::{
+    agent::ListenError,
+    dbus::{self, Vm},
+    definition::Definition,
+    ended::{EXIT_UNDEFINED, EXIT_UNPREPARED, Ended},
+    hypervisor::{MachineSpec, Nic, detect, kernel_image},
+    identity::{self, Identity, IdentityError},
+    journal::Journal,
+    life::{Rung, Times},
+    live::Live,
+    logs::{Labels, Limits, Logs},
+    prepare::{PrepareError, Prepared, prepare},
+    supervise,
+};
+
+/// For registryd and ipamd, which the bus may have to start first.
+const BUS_TIMEOUT: Duration = Duration::from_secs(60);
+/// For the journal, once the VM has ended.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// A VMM that is not there.
+const EXIT_UNAVAILABLE: u8 = 69;
+
+/// The journal's `MESSAGE_ID=` of a VM that was not started.
+pub const NOT_STARTED: &str = "413caa32fe9b42f2aeeb9e146d3a98c7";
+
+/// What vmd is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub name: Name,
+    pub config: PathBuf,
+    /// Private to this unit; the VM's own folder is made below it.
+    pub run_dir: PathBuf,
+}
+
+/// Why no VM was started.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot listen for signals")]
+    Signals(#[source] io::Error),
+    #[error("cannot {act} the system bus")]
+    Bus {
+        act: &'static str,
+        source: zbus::Error,
+    },
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error("cannot take the VM's own identity")]
+    Identity(#[from] IdentityError),
+    #[error("cannot open the kernel {}", path.display())]
+    OpenKernel { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Kernel(#[from] kernel_image::KernelImageError),
+    #[error(transparent)]
+    Vmm(#[from] detect::DetectError),
+    #[error("cannot make the folder {}", path.display())]
+    RunDir { path: PathBuf, source: io::Error },
+    #[error("cannot reach the journal")]
+    Journal(#[source] io::Error),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+impl UnitError {
+    /// What vmd exits with; see [`crate::ended`].
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_)
+            | Self::OpenKernel { .. }
+            | Self::Kernel(_)
+            | Self::Identity(IdentityError::Reserved(_)) => EXIT_UNDEFINED,
+            Self::Vmm(_) => EXIT_UNAVAILABLE,
+            Self::Prepare(error) => error.exit_code(),
+            Self::Signals(_)
+            | Self::Bus { .. }
+            | Self::Identity(_)
+            | Self::RunDir { .. }
+            | Self::Journal(_)
+            | Self::Listen(_) => EXIT_UNPREPARED,
+        }
+    }
+}
+
+/// Runs a VM from the start of its unit to its end.
+///
+/// # Errors
+/// Nothing was started, and why.
+pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
+    let stop = volant_service::shutdown().map_err(UnitError::Signals)?;
+    tokio::pin!(stop);
+    let config = Config::load(&settings.config)?;
+    volant_service::status("starting: asking for the definition and a network");
+    let asked = async {
+        let bus = connect().await?;
+        let prepared = prepare(&settings.name, &bus).await?;
+        Ok::<_, UnitError>((bus, prepared))
+    };
+    let (bus, prepared) = tokio::select! {
+        asked = asked => asked?,
+        _ = &mut stop => return Ok(Ended::Stopped(Rung::Kill)),
+    };
+    let Prepared {
+        definition,
+        initramfs,
+        kernel,
+        attachment,
+        tap,
+    } = prepared;
+    let (live, watched) = watch::channel(Live::new(&definition, &attachment));
+    publish(&bus, &definition.name, watched).await?;
+
+    // From here on this process has no right that its VM may not have.
+    match identity::become_vm(definition.uid)? {
+        Identity::Switched => tracing::debug!("this process is user {} now", definition.uid),
+        Identity::Kept => tracing::info!("run by hand: the VM keeps this process's user"),
+    }
+    let kernel = match kernel {
+        Some(kernel) => checked(kernel.into(), Path::new("of the plugin"))?,
+        None => open_kernel(&config.vm)?,
+    };
+    let choice = detect::choose(definition.vmm, &detect::Facts::gather())?;
+    tracing::info!("{}", choice.reason);
+    let (accel, reason) = (choice.accel.as_str(), choice.reason.clone());
+    let hypervisor = choice.hypervisor();
+    live.send_modify(|live| {
+        live.vmm = hypervisor.name().to_owned();
+        live.vmm_short = format!("{} ({accel})", hypervisor.name());
+        live.vmm_reason = reason;
+    });
+    let folder = RunDir::make(&settings.run_dir, &definition.name)?;
+    let (logs, writer) = Logs::open(
+        Journal::open().map_err(UnitError::Journal)?,
+        labels(&definition),
+        Limits::default(),
+    );
+    let vm = supervise::Vm {
+        run_config: definition.run_config(&attachment),
+        times: Times::new(config.vm.boot_timeout_sec.duration(), definition.stop_grace),
+        spec: MachineSpec {
+            name: definition.name,
+            uuid: definition.uuid,
+            resources: definition.resources,
+            kernel: kernel.into(),
+            initramfs,
+            nic: Some(Nic {
+                tap,
+                mac: attachment.mac,
+            }),
+            cid: attachment.cid,
+            run_dir: folder.0.clone(),
+            vsock: folder.0.join("vsock"),
+        },
+        hypervisor: Arc::from(hypervisor),
+        logs,
+        live,
+    };
+    let ended = supervise::run(vm, stop).await?;
+    writer.finish(LAST_WORDS).await;
+    Ok(ended)
+}
+
+async fn connect() -> Result<Connection, UnitError> {
+    let connected = connection::Builder::system()
+        .method_timeout(BUS_TIMEOUT)
+        .build()
+        .await;
+    connected.map_err(|source| UnitError::Bus {
+        act: "reach",
+        source,
+    })
+}
+
+/// Puts the VM on the bus: the object first, its name last.
+async fn publish(
+    bus: &Connection,
+    name: &Name,
+    live: watch::Receiver<Live>,
+) -> Result<(), UnitError> {
+    let serve = async {
+        let object = Vm::new(live.clone());
+        bus.object_server().at(vm::PATH, object).await?;
+        bus.request_name(vm::bus_name(name.as_str())).await
+    };
+    serve.await.map_err(|source| UnitError::Bus {
+        act: "own the VM's name on",
+        source,
+    })?;
+    let bus = bus.clone();
+    tokio::spawn(async move {
+        if let Err(error) = dbus::announce(bus, live).await {
+            tracing::warn!("cannot tell the bus what changed: {error}");
+        }
+    });
+    Ok(())
+}
+
+fn open_kernel(config: &VmDefaults) -> Result<File, UnitError> {
+    let path = &config.kernel;
+    let kernel = File::open(path).map_err(|source| UnitError::OpenKernel {
+        path: path.clone(),
+        source,
+    })?;
+    checked(kernel, path)
+}
+
+fn checked(kernel: File, name: &Path) -> Result<File, UnitError> {
+    kernel_image::check(&kernel, name)?;
+    Ok(kernel)
+}
+
+fn labels(definition: &Definition) -> Labels {
+    Labels {
+        vm: definition.name.to_string(),
+        uuid: definition.uuid.clone(),
+        workload: definition.program().to_owned(),
+    }
+}
+
+/// The VM's own folder; it goes with this value.
+struct RunDir(PathBuf);
+
+impl RunDir {
+    fn make(parent: &Path, name: &Name) -> Result<Self, UnitError> {
+        let path = parent.join(name.as_str());
+        let make = || {
+            // What an earlier run left: run by hand, that is; systemd gives each start a parent of its own.
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            DirBuilder::new().mode(0o700).recursive(true).create(&path)
+        };
+        match make() {
+            Ok(()) => Ok(Self(path)),
+            Err(source) => Err(UnitError::RunDir { path, source }),
+        }
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The VM on the bus, and what the supervisor asks there: over a socketpair, without a bus.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::Read,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use support::services::{FakeIpam, FakeRegistry, definition};
+use tokio::{sync::watch, time::timeout};
+use vmd::{
+    dbus::{Vm, announce},
+    live::Live,
+    prepare::prepare,
+};
+use volant_dbus::{
+    ipam,
+    registry::{self, VmDefinition},
+    vm,
+};
+use zbus::{Connection, connection::Builder, interface};
+
+const LONG: Duration = Duration::from_secs(10);
+
+async fn pair(serve: impl FnOnce(Builder) -> Builder) -> (Connection, Connection) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let server = Builder::unix_stream(ours)
+        .server(zbus::Guid::generate())
+        .p2p();
+    let client = Builder::unix_stream(theirs).p2p();
+    let (server, client) = tokio::join!(serve(server).build(), client.build());
+    (server.unwrap(), client.unwrap())
+}
+
+#[tokio::test]
+async fn properties_are_live_and_their_changes_are_told() {
+    let (live, watched) = watch::channel(Live {
+        name: "web".to_owned(),
+        phase: "booting",
+        cid: 3,
+        ..Live::default()
+    });
+    let (server, client) =
+        pair(|builder| builder.serve_at(vm::PATH, Vm::new(watched.clone()))).await;
+    let announcing = tokio::spawn(announce(server, watched));
+    let name = vm::bus_name("web");
+    let proxy = vm::VmProxy::builder(&client)
+        .destination(name)
+        .build()
+        .await
+        .unwrap();
+    assert_eq!(proxy.name().await.unwrap(), "web");
+    assert_eq!(proxy.phase().await.unwrap(), "booting");
+    assert_eq!(proxy.cid().await.unwrap(), 3);
+
+    let mut phases = proxy.receive_phase_changed().await;
+    let mut pids = proxy.receive_workload_pid_changed().await;
+    live.send_modify(|live| {
+        live.phase = "running";
+        live.workload_pid = 42;
+        live.heartbeat.memory_total_kib = 2048;
+    });
+    let phase = async {
+        while phases.next().await.unwrap().get().await.unwrap() != "running" {}
+        while pids.next().await.unwrap().get().await.unwrap() != 42 {}
+    };
+    timeout(LONG, phase).await.expect("told in time");
+    assert_eq!(proxy.phase().await.unwrap(), "running");
+    assert_eq!(proxy.memory_total_kib().await.unwrap(), 2048);
+
+    drop(live);
+    timeout(LONG, announcing).await.unwrap().unwrap().unwrap();
+}
+
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "com.volantvm.Registry1.Error")]
+enum NoVm {
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    NoSuchVm(String),
+}
+
+struct EmptyRegistry;
+
+#[interface(name = "com.volantvm.Registry1.Manager")]
+impl EmptyRegistry {
+    async fn open_vm(&self) -> Result<(VmDefinition, HashMap<String, zbus::OwnedFd>), NoVm> {
+        Err(NoVm::NoSuchVm("there is no VM 'web'".to_owned()))
+    }
+}
+
+fn read(fd: OwnedFd) -> String {
+    let mut text = String::new();
+    File::from(fd).read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test]
+async fn a_vm_gets_its_artifacts_and_its_tap() {
+    let registry = FakeRegistry {
+        answer: Ok(definition()),
+        artifacts: vec![("initramfs", "cpio"), ("kernel", "elf")],
+    };
+    let (_server, client) = pair(|builder| {
+        builder
+            .serve_at(registry::PATH, registry)
+            .serve_at(ipam::PATH, FakeIpam)
+    })
+    .await;
+    let prepared = prepare(&"web".parse().unwrap(), &client).await.unwrap();
+    assert_eq!(prepared.definition.uid, 61000);
+    assert_eq!(prepared.attachment.cid, 3);
+    assert_eq!(read(prepared.initramfs), "cpio");
+    assert_eq!(read(prepared.kernel.unwrap()), "elf");
+    assert_eq!(read(prepared.tap), "tap");
+}
+
+#[tokio::test]
+async fn what_cannot_be_started_is_told_with_a_code_that_says_whether_to_try_again() {
+    type Case = (FakeRegistry, &'static str, u8);
+    let cases: [Case; 3] = [
+        (
+            FakeRegistry {
+                answer: Err(zbus::fdo::Error::Failed(String::new())),
+                artifacts: Vec::new(),
+            },
+            "the store is broken",
+            75,
+        ),
+        (
+            FakeRegistry {
+                answer: Ok(definition()),
+                artifacts: Vec::new(),
+            },
+            "gave no initramfs for VM 'web'",
+            78,
+        ),
+        (
+            FakeRegistry {
+                answer: Ok(VmDefinition {
+                    name: "db".to_owned(),
+                    ..definition()
+                }),
+                artifacts: Vec::new(),
+            },
+            "answered for VM 'db'",
+            78,
+        ),
+    ];
+    for (registry, expected, code) in cases {
+        let (_server, client) = pair(|builder| builder.serve_at(registry::PATH, registry)).await;
+        let error = prepare(&"web".parse().unwrap(), &client).await.unwrap_err();
+        assert_eq!(error.exit_code(), code, "{error}");
+        let chain = format!("{:#}", anyhow::Error::new(error));
+        assert!(chain.contains(expected), "{chain}");
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_is_not_defined_is_told_in_the_registrys_words() {
+    let (_server, client) = pair(|builder| builder.serve_at(registry::PATH, EmptyRegistry)).await;
+    let error = prepare(&"web".parse().unwrap(), &client).await.unwrap_err();
+    assert_eq!(error.exit_code(), 78);
+    assert!(
+        error.to_string().contains("there is no VM 'web'"),
+        "{error}"
+    );
+}
