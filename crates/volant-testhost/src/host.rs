@@ -172,7 +172,8 @@ impl Host {
     pub fn reboot(&mut self) -> Result<()> {
         self.power_off()?;
         (self.container, self.leader) = boot(&self.root)?;
-        self.wait_until_up()
+        self.wait_until_up()?;
+        self.make_devices()
     }
 
     /// Shuts the host down in order. Its files stay until it is dropped.
@@ -202,6 +203,15 @@ impl Host {
     #[must_use]
     pub fn console(&self) -> String {
         console(self.root.base())
+    }
+
+    /// Device nodes with the modes that udev gives them; a container has no udev of its own.
+    fn make_devices(&self) -> Result<()> {
+        self.sh("mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200")?;
+        if Path::new("/dev/kvm").exists() {
+            self.sh("mknod -m 0660 /dev/kvm c 10 232 && chgrp kvm /dev/kvm || true")?;
+        }
+        Ok(())
     }
 
     fn wait_until_up(&self) -> Result<()> {
@@ -244,17 +254,11 @@ impl Drop for Host {
 
 /// Starts systemd-nspawn on a terminal of its own and finds the host's PID 1.
 fn boot(root: &Root) -> Result<(Child, u32)> {
-    let mut nspawn = format!(
+    let nspawn = format!(
         "exec systemd-nspawn --quiet --boot --register=no --keep-unit --private-network --capability=all \
          --hostname=volant-host -D {}",
         root.path().display()
     );
-    for device in ["/dev/net/tun", "/dev/kvm"]
-        .into_iter()
-        .filter(|device| Path::new(device).exists())
-    {
-        nspawn.push_str(&format!(" --bind={device}"));
-    }
     let mut container = Command::new("script")
         .args(["-qfc", &nspawn])
         .arg(root.base().join("console.log"))

@@ -28,8 +28,10 @@ use facts::Facts;
 use report::{Check, Level};
 
 /// What setup enables and starts.
-const UNITS: [&str; 4] = [
+const UNITS: [&str; 6] = [
     "volant-ipamd.socket",
+    "volant-ipamd-nft.socket",
+    "volant-ipamd-link.socket",
     "volant-registryd.socket",
     "volant-gatewayd.socket",
     "volant.target",
