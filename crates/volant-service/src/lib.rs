@@ -7,19 +7,25 @@ mod caller;
 mod child;
 mod events;
 mod idle;
+mod inherit;
 mod logging;
 mod sockets;
 mod tap;
+#[cfg(target_arch = "x86_64")]
+mod tsc;
 
 pub use caller::{CallerError, vm_of_pid};
 pub use child::die_with_parent;
 pub use events::Events;
 pub use idle::{Busy, Idle};
+pub use inherit::inherit;
 pub use logging::init_logging;
 pub use sockets::{SocketError, Sockets};
 pub use tap::open_tap;
+#[cfg(target_arch = "x86_64")]
+pub use tsc::TscSample;
 
-use std::io;
+use std::{io, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,6 +56,14 @@ pub fn stopping(status: &str) {
 pub fn alive() {
     if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
         tracing::warn!("cannot feed the watchdog: {error}");
+    }
+}
+
+/// Asks systemd for so much time from now on, whatever the unit's timeout of its start or stop is.
+pub fn extend_timeout(by: Duration) {
+    let micros = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
+    if let Err(error) = sd_notify::notify(&[NotifyState::ExtendTimeoutUsec(micros)]) {
+        tracing::warn!("cannot ask systemd for more time: {error}");
     }
 }
 
