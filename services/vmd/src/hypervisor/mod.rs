@@ -4,7 +4,22 @@
 //! journals or units. All drivers give the host the same vsock: the guest's call to CID 2, port P, arrives at
 //! the Unix socket [`MachineSpec::vsock`]`_P`, on which vmd listens before the launch.
 
-use std::{fmt, io, os::fd::OwnedFd, path::PathBuf};
+mod cloud_hypervisor;
+pub mod detect;
+mod frames;
+pub mod kernel_image;
+mod process;
+mod qemu;
+mod qmp;
+
+pub use cloud_hypervisor::CloudHypervisor;
+pub use qemu::Qemu;
+
+use std::{
+    fmt, fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
@@ -84,7 +99,11 @@ pub enum VmmExit {
     /// The guest reset the machine: a reboot, a kernel panic, or a power-off where there is no ACPI.
     GuestReset,
     /// A process ended by itself and not as a guest's end does. `message` is the last that it printed.
-    Exited { program: &'static str, code: i32, message: String },
+    Exited {
+        program: &'static str,
+        code: i32,
+        message: String,
+    },
     /// A process was killed by a signal.
     Killed { program: &'static str, signal: i32 },
 }
@@ -93,17 +112,38 @@ pub enum VmmExit {
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error("{program} is not installed; {hint}")]
-    NotInstalled { program: &'static str, hint: &'static str },
+    NotInstalled {
+        program: &'static str,
+        hint: &'static str,
+    },
     #[error("cannot start {program}")]
-    Spawn { program: &'static str, source: io::Error },
+    Spawn {
+        program: &'static str,
+        source: io::Error,
+    },
     #[error("{program} ended while it started ({status}): {message}")]
-    Ended { program: &'static str, status: String, message: String },
+    Ended {
+        program: &'static str,
+        status: String,
+        message: String,
+    },
     #[error("{program} did not answer within {seconds} s: {message}")]
-    Timeout { program: &'static str, seconds: u64, message: String },
+    Timeout {
+        program: &'static str,
+        seconds: u64,
+        message: String,
+    },
     #[error("{program} refused {act}: {message}")]
-    Refused { program: &'static str, act: &'static str, message: String },
+    Refused {
+        program: &'static str,
+        act: &'static str,
+        message: String,
+    },
     #[error("cannot prepare {what}")]
-    Prepare { what: &'static str, source: io::Error },
+    Prepare {
+        what: &'static str,
+        source: io::Error,
+    },
 }
 
 /// Why a VMM did not do what it was asked.
@@ -113,4 +153,12 @@ pub struct ControlError {
     pub program: &'static str,
     pub act: &'static str,
     pub message: String,
+}
+
+/// Removes a socket that an earlier run left.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

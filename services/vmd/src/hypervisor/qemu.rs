@@ -1,0 +1,250 @@
+//! QEMU's `microvm` machine, with vhost-device-vsock as its vsock.
+//!
+//! QEMU gets all that it talks to as open descriptors: console, monitor, tap, kernel, initramfs and the connection
+//! to vhost-device-vsock. It opens nothing by a name but `/dev/kvm`.
+
+mod arguments;
+mod vsock;
+
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    net::UnixStream,
+    time::{sleep, timeout},
+};
+use volant_service::{TscSample, inherit};
+
+use self::{
+    arguments::{Plan, arguments},
+    vsock::Vsock,
+};
+use super::{
+    Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, VmmExit,
+    detect::Accel,
+    process::{Exit, Process},
+    qmp::{Qmp, QmpError, Shutdown},
+};
+
+const QEMU: &str = "qemu-system-x86_64";
+const QEMU_HINT: &str = "install the package qemu-system-x86";
+
+/// On a host that starts many machines at once, seconds go by.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
+/// An ended QEMU's monitor has nothing more to say, unless another process holds it.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How far apart the two looks at the time stamp counter must be.
+const TSC_SPAN: Duration = Duration::from_millis(10);
+
+/// The driver.
+#[derive(Debug)]
+pub struct Qemu {
+    program: PathBuf,
+    vsock: PathBuf,
+    accel: Accel,
+    /// Taken early, so that a launch need not wait for a long enough span.
+    tsc: TscSample,
+}
+
+impl Qemu {
+    /// `program` is QEMU, `vsock` is vhost-device-vsock.
+    #[must_use]
+    pub fn new(program: PathBuf, vsock: PathBuf, accel: Accel) -> Self {
+        Self {
+            program,
+            vsock,
+            accel,
+            tsc: TscSample::take(),
+        }
+    }
+
+    /// What an emulated guest must know; under KVM the hypervisor tells it.
+    async fn tsc_khz(&self) -> Option<u64> {
+        if self.accel == Accel::Kvm {
+            return None;
+        }
+        sleep(TSC_SPAN.saturating_sub(self.tsc.taken_at().elapsed())).await;
+        self.tsc.khz_until(&TscSample::take())
+    }
+
+    /// Starts QEMU; its console and its monitor come along.
+    async fn start(
+        &self,
+        spec: MachineSpec,
+        vsock: OwnedFd,
+    ) -> Result<(Process, UnixStream, UnixStream), LaunchError> {
+        let tsc_khz = self.tsc_khz().await;
+        let (console, console_end) = pair("the console")?;
+        let (monitor, monitor_end) = pair("the monitor")?;
+        let mut command = Command::new(&self.program);
+        let nic = spec
+            .nic
+            .map(|nic| (inherit(&mut command, nic.tap), nic.mac));
+        let plan = Plan {
+            name: &spec.name,
+            uuid: &spec.uuid,
+            resources: spec.resources,
+            accel: self.accel,
+            tsc_khz,
+            kernel: inherit(&mut command, spec.kernel),
+            initramfs: inherit(&mut command, spec.initramfs),
+            console: inherit(&mut command, console_end),
+            monitor: inherit(&mut command, monitor_end),
+            vsock: inherit(&mut command, vsock),
+            nic: nic.as_ref().map(|(tap, mac)| (*tap, mac.as_str())),
+        };
+        command.args(arguments(&plan));
+        Ok((Process::start(QEMU, QEMU_HINT, command)?, console, monitor))
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    async fn launch(&self, spec: MachineSpec) -> Result<Machine, LaunchError> {
+        let mut vsock = Vsock::start(&self.vsock, &spec)?;
+        let started = match vsock.connect().await {
+            Ok(connection) => self.start(spec, connection).await,
+            Err(error) => Err(error),
+        };
+        let (qemu, console, monitor) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                vsock.kill().await;
+                return Err(error);
+            }
+        };
+        let pid = qemu.pid();
+        let mut control = QemuControl {
+            qemu,
+            vsock,
+            qmp: Qmp::new(monitor),
+            ended: None,
+        };
+        if let Err(error) = control.greet().await {
+            control.kill().await;
+            return Err(error);
+        }
+        Ok(Machine {
+            pid,
+            console,
+            control: Box::new(control),
+        })
+    }
+}
+
+/// A running QEMU and its vhost-device-vsock.
+#[derive(Debug)]
+struct QemuControl {
+    qemu: Process,
+    vsock: Vsock,
+    qmp: Qmp,
+    ended: Option<VmmExit>,
+}
+
+impl QemuControl {
+    /// Waits for the built machine.
+    async fn greet(&mut self) -> Result<(), LaunchError> {
+        let Self {
+            qemu, vsock, qmp, ..
+        } = self;
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(START_DEADLINE, qmp.greet()) => answer,
+            exit = vsock.process.wait() => return Err(vsock.process.ended(exit)),
+        };
+        match answer {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(QmpError::Refused(message))) => Err(LaunchError::Refused {
+                program: QEMU,
+                act: "its monitor's first command",
+                message,
+            }),
+            // The monitor closes when QEMU ends, which is what should be told.
+            Ok(Err(_)) => match timeout(COMMAND_DEADLINE, qemu.wait()).await {
+                Ok(exit) => Err(qemu.ended(exit)),
+                Err(_) => Err(no_answer(qemu)),
+            },
+            Err(_) => Err(no_answer(qemu)),
+        }
+    }
+
+    async fn end_of_qemu(&mut self, exit: Exit) -> VmmExit {
+        let _ = timeout(LAST_WORDS, self.qmp.closed()).await;
+        match (exit, self.qmp.shutdown()) {
+            (Exit::Code(0), Some(Shutdown::GuestPowerOff)) => VmmExit::GuestPowerOff,
+            (Exit::Code(0), Some(Shutdown::GuestReset)) => VmmExit::GuestReset,
+            _ => self.qemu.exit(exit),
+        }
+    }
+}
+
+#[async_trait]
+impl Control for QemuControl {
+    async fn press_power_button(&mut self) -> Result<(), ControlError> {
+        self.qmp
+            .command("system_powerdown", COMMAND_DEADLINE)
+            .await
+            .map_err(|error| ControlError {
+                program: QEMU,
+                act: "press the power button",
+                message: error.to_string(),
+            })
+    }
+
+    async fn wait(&mut self) -> VmmExit {
+        if let Some(ended) = &self.ended {
+            return ended.clone();
+        }
+        // The monitor is read all the time: a full one would hold QEMU up.
+        let listen = async {
+            self.qmp.closed().await;
+            std::future::pending::<()>().await;
+        };
+        let first = tokio::select! {
+            biased;
+            exit = self.qemu.wait() => Ok(exit),
+            exit = self.vsock.process.wait() => Err(exit),
+            () = listen => unreachable!("it never ends"),
+        };
+        let ended = match first {
+            Ok(exit) => self.end_of_qemu(exit).await,
+            Err(exit) => self.vsock.process.exit(exit),
+        };
+        self.ended = Some(ended.clone());
+        self.kill().await;
+        ended
+    }
+
+    async fn kill(&mut self) {
+        self.qemu.kill().await;
+        self.vsock.kill().await;
+    }
+}
+
+fn no_answer(process: &Process) -> LaunchError {
+    LaunchError::Timeout {
+        program: process.program(),
+        seconds: START_DEADLINE.as_secs(),
+        message: process.said(),
+    }
+}
+
+/// A connected pair: our end, and the one that is passed on.
+fn pair(what: &'static str) -> Result<(UnixStream, OwnedFd), LaunchError> {
+    let make = || {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        Ok((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
+    };
+    make().map_err(|source| LaunchError::Prepare { what, source })
+}

@@ -1,0 +1,157 @@
+//! QEMU's command line. Pure.
+
+use std::os::fd::RawFd;
+
+use volant_spec::{Name, Resources};
+
+use crate::hypervisor::detect::Accel;
+
+/// QEMU's own memory for translated code, in MiB. Its default grows with the host, and a guest can fill it.
+const TRANSLATED_CODE: u32 = 256;
+
+/// What the command line tells. Descriptors have the numbers that they have in QEMU.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    pub name: &'a Name,
+    pub uuid: &'a str,
+    pub resources: Resources,
+    pub accel: Accel,
+    /// The rate of the host's time stamp counter, which an emulated guest's follows.
+    pub tsc_khz: Option<u64>,
+    pub kernel: RawFd,
+    pub initramfs: RawFd,
+    pub console: RawFd,
+    pub monitor: RawFd,
+    pub vsock: RawFd,
+    pub nic: Option<(RawFd, &'a str)>,
+}
+
+/// The guest kernel's command line.
+///
+/// `loglevel=6` keeps what a start says down to the notices: all of it costs a twentieth of an emulated start. The
+/// machine has ACPI, so that the guest can be powered off and has a power button; but an ACPI machine without legacy
+/// hardware has no second way to measure the time stamp counter when the first fails, as it does on a busy host, and
+/// its kernel then hangs. `tsc_early_khz` tells it the rate.
+fn kernel_command_line(tsc_khz: Option<u64>) -> String {
+    let tsc = tsc_khz
+        .map(|khz| format!(" tsc_early_khz={khz}"))
+        .unwrap_or_default();
+    format!("console=ttyS0 loglevel=6 panic=-1 reboot=t pci=off{tsc}")
+}
+
+/// The arguments that start this machine.
+pub(super) fn arguments(plan: &Plan) -> Vec<String> {
+    let memory = plan.resources.memory_mb;
+    let (accel, cpu) = match plan.accel {
+        Accel::Kvm => ("kvm".to_owned(), "host"),
+        Accel::Tcg => (
+            format!("tcg,thread=multi,tb-size={TRANSLATED_CODE}"),
+            "max,la57=off",
+        ),
+    };
+    let mut arguments: Vec<String> = Vec::new();
+    let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+    add("-name", format!("guest={},debug-threads=on", plan.name));
+    add("-uuid", plan.uuid.to_owned());
+    add(
+        "-M",
+        "microvm,x-option-roms=off,isa-serial=on,rtc=on,memory-backend=mem".to_owned(),
+    );
+    add("-accel", accel);
+    add("-cpu", cpu.to_owned());
+    add("-smp", plan.resources.cpu_cores.to_string());
+    add("-m", format!("{memory}M"));
+    // vhost-device-vsock reads and writes the guest's memory.
+    add(
+        "-object",
+        format!("memory-backend-memfd,id=mem,size={memory}M,share=on"),
+    );
+    add("-display", "none".to_owned());
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+    );
+    add("-kernel", format!("/proc/self/fd/{}", plan.kernel));
+    add("-initrd", format!("/proc/self/fd/{}", plan.initramfs));
+    add("-append", kernel_command_line(plan.tsc_khz));
+    add("-chardev", format!("socket,id=console,fd={}", plan.console));
+    add("-serial", "chardev:console".to_owned());
+    add("-chardev", format!("socket,id=monitor,fd={}", plan.monitor));
+    add("-mon", "chardev=monitor,mode=control".to_owned());
+    add("-chardev", format!("socket,id=vsock,fd={}", plan.vsock));
+    add(
+        "-device",
+        "vhost-user-vsock-device,chardev=vsock".to_owned(),
+    );
+    add("-device", "virtio-rng-device".to_owned());
+    if let Some((tap, mac)) = plan.nic {
+        add("-netdev", format!("tap,id=net,fd={tap},vhost=off"));
+        add(
+            "-device",
+            format!(
+                "virtio-net-device,netdev=net,mac={}",
+                mac.replace(',', ",,")
+            ),
+        );
+    }
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        arguments.push(flag.to_owned());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(accel: Accel, tsc_khz: Option<u64>, nic: Option<(RawFd, &str)>) -> String {
+        arguments(&Plan {
+            name: &"web".parse().unwrap(),
+            uuid: "0190b6a0-0000-7000-8000-000000000001",
+            resources: Resources::new(2, 512).unwrap(),
+            accel,
+            tsc_khz,
+            kernel: 10,
+            initramfs: 11,
+            console: 12,
+            monitor: 13,
+            vsock: 14,
+            nic,
+        })
+        .join(" ")
+    }
+
+    #[test]
+    fn the_command_line_follows_from_the_machine() {
+        let emulated = text(Accel::Tcg, Some(2_445_404), Some((15, "52:54:00:00:00:02")));
+        for part in [
+            "-name guest=web,",
+            "-accel tcg,thread=multi,",
+            "-cpu max,la57=off",
+            "-smp 2 -m 512M",
+            "id=mem,size=512M,share=on",
+            "-kernel /proc/self/fd/10 -initrd /proc/self/fd/11",
+            "-append console=ttyS0 ",
+            " tsc_early_khz=2445404 ",
+            "id=console,fd=12",
+            "id=monitor,fd=13",
+            "id=vsock,fd=14",
+            "tap,id=net,fd=15,vhost=off",
+            "mac=52:54:00:00:00:02",
+        ] {
+            assert!(emulated.contains(part), "{part}: {emulated}");
+        }
+        let virtual_ = text(Accel::Kvm, None, None);
+        assert!(virtual_.contains("-accel kvm -cpu host"), "{virtual_}");
+        assert!(
+            !virtual_.contains("net") && !virtual_.contains("tsc"),
+            "{virtual_}"
+        );
+    }
+
+    #[test]
+    fn an_address_cannot_become_another_option() {
+        let text = text(Accel::Tcg, None, Some((3, "52:54:00:00:00:02,romfile=/x")));
+        assert!(text.contains("mac=52:54:00:00:00:02,,romfile=/x"), "{text}");
+    }
+}
