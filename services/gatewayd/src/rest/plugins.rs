@@ -169,6 +169,10 @@ async fn carry_out(
 
 fn line(line: &Line<'_>) -> Bytes {
     let mut text = serde_json::to_vec(line).expect("a struct of texts and numbers is always JSON");
+    // A manifest stands in it as its author wrote it, over several lines maybe. In JSON a line feed can only be white space.
+    for byte in text.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
+        *byte = b' ';
+    }
     text.push(b'\n');
     text.into()
 }

@@ -141,6 +141,14 @@ async fn an_install_tells_its_progress_to_who_accepts_lines() {
     );
     assert_eq!(told[0], progress);
     assert_eq!(told[1]["plugin"]["manifest"]["from"], "https://x/y.json");
+    let answer = setup
+        .ask(install("{\"manifest\": {\n  \"a\": 1\r\n}}"))
+        .await;
+    assert_eq!(
+        lines(&answer)[1]["plugin"]["manifest"]["a"],
+        1,
+        "a line each, however the manifest is laid out"
+    );
 
     let answer = setup.ask(install(r#"{"manifest":{"broken":true}}"#)).await;
     let last = lines(&answer).pop().unwrap();
