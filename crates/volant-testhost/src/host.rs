@@ -87,6 +87,7 @@ impl Host {
             leader,
         };
         host.wait_until_up()?;
+        host.make_devices()?;
         Ok(host)
     }
 
@@ -207,9 +208,9 @@ impl Host {
 
     /// Device nodes with the modes that udev gives them; a container has no udev of its own.
     fn make_devices(&self) -> Result<()> {
-        self.sh("mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200")?;
+        self.sh("mkdir -p /dev/net && rm -f /dev/net/tun && mknod -m 0666 /dev/net/tun c 10 200")?;
         if Path::new("/dev/kvm").exists() {
-            self.sh("mknod -m 0660 /dev/kvm c 10 232 && chgrp kvm /dev/kvm || true")?;
+            self.sh("mknod -m 0660 /dev/kvm c 10 232; chgrp kvm /dev/kvm 2>/dev/null || true")?;
         }
         Ok(())
     }
