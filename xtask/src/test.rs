@@ -26,7 +26,7 @@ pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
     if !system_only {
         say::step("Running the tests of each crate");
         let mut command = cargo("test");
-        command.args(["--workspace", "--exclude", "volant-tests", "--locked"]);
+        command.args(["--workspace", "--exclude", "volant-tests", "--locked", "--no-fail-fast"]);
         if let Some(filter) = filter {
             command.args(["--", filter]);
         }
@@ -36,7 +36,7 @@ pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
     say::step("Running the tests of the whole system on throw-away hosts");
     let mut command = cargo("test");
     command
-        .args(["--package", "volant-tests", "--locked"])
+        .args(["--package", "volant-tests", "--locked", "--no-fail-fast"])
         .envs(needed.variables());
     command.args(["--", "--test-threads=1"]);
     command.args(filter);
