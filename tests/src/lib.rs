@@ -1,6 +1,7 @@
 //! What the whole-system tests share: a host with Volant installed and a small plugin in it.
 //!
-//! The plugin `hello` is busybox: its web server answers with the guest's name, and fetches a URL for whoever asks.
+//! The plugin `hello` is busybox: its web server answers with the guest's name, and fetches another
+//! server's page for whoever asks (by `nc`, as the `wget` of busybox-static crashes in its resolver).
 
 use std::{fs, time::Duration};
 
@@ -108,6 +109,19 @@ impl Site {
         })
     }
 
+    /// Waits until an address answers to the host with just this text.
+    ///
+    /// # Errors
+    /// It does not within [`BOOT`].
+    pub fn expect_page(&self, url: &str, expected: &str) -> Result<()> {
+        let mut last = String::new();
+        eventually(&format!("{url} answers '{expected}'"), BOOT, || {
+            last = self.page(url)?;
+            Ok((last.trim() == expected).then_some(()))
+        })
+        .with_context(|| format!("its last answer: {last}"))
+    }
+
     /// Runs a command that must fail, and gives all that it printed.
     ///
     /// # Errors
@@ -177,7 +191,7 @@ cat > /www/cgi-bin/fetch <<'END'
 #!/bin/sh
 echo "Content-Type: text/plain"
 echo
-wget -q -T 10 -O - "$QUERY_STRING" 2>&1
+printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 10 "$QUERY_STRING" 80 2>&1 | sed '1,/^.$/d'
 END
 chmod +x /www/cgi-bin/fetch
 echo "hello from the workload"

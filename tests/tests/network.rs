@@ -1,6 +1,6 @@
 //! Addresses and packets: between VMs, out of the host, and beside other people's rules.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use volant_tests::Site;
 
 /// A server beyond the host: in a network namespace of its own, that knows no way back to the VMs' subnet.
@@ -26,23 +26,13 @@ fn vms_reach_each_other_and_the_world() -> Result<()> {
         site.page(&format!("http://{a}/"))?.trim() == "a"
             && site.page(&format!("http://{b}/"))?.trim() == "b"
     );
-    ensure!(
-        site.page(&format!("http://{a}/cgi-bin/fetch?http://{b}/"))?
-            .trim()
-            == "b",
-        "a fetches b's page"
-    );
-    ensure!(
-        site.page(&format!("http://{b}/cgi-bin/fetch?http://{a}/"))?
-            .trim()
-            == "a",
-        "b fetches a's page"
-    );
-    let through = format!("http://{a}/cgi-bin/fetch?http://203.0.113.2/");
-    ensure!(
-        site.page(&through)?.trim() == "from beyond",
-        "a VM reaches a server beyond the host"
-    );
+    site.expect_page(&format!("http://{a}/cgi-bin/fetch?{b}"), "b")
+        .context("a fetches b's page")?;
+    site.expect_page(&format!("http://{b}/cgi-bin/fetch?{a}"), "a")
+        .context("b fetches a's page")?;
+    let through = format!("http://{a}/cgi-bin/fetch?203.0.113.2");
+    site.expect_page(&through, "from beyond")
+        .context("a VM reaches a server beyond the host")?;
     Ok(())
 }
 
@@ -61,26 +51,19 @@ fn a_forward_policy_of_drop_and_foreign_rules_do_not_break_it() -> Result<()> {
         "iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP",
     )?;
     site.create("a", "hello")?;
-    let through = format!(
-        "http://{}/cgi-bin/fetch?http://203.0.113.2/",
-        site.address("a")?
-    );
-    ensure!(site.page(&through)?.trim() == "from beyond");
+    let through = format!("http://{}/cgi-bin/fetch?203.0.113.2", site.address("a")?);
+    site.expect_page(&through, "from beyond")?;
     host.sh("iptables -S FORWARD")
         .map(|rules| assert!(rules.starts_with("-P FORWARD DROP"), "{rules}"))?;
 
     // As Docker does when it is restarted: its chains are made anew, while the VM runs and nothing calls ipamd.
     host.sh("iptables -F && iptables -X && iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER")?;
-    ensure!(
-        site.page(&through)?.trim() == "from beyond",
-        "the way is open again by itself"
-    );
+    site.expect_page(&through, "from beyond")
+        .context("the way is open again by itself")?;
     // Somebody flushes everything.
     host.sh("nft flush ruleset")?;
-    ensure!(
-        site.page(&through)?.trim() == "from beyond",
-        "also after a flush"
-    );
+    site.expect_page(&through, "from beyond")
+        .context("also after a flush")?;
 
     host.sh(&format!("nft -f - <<'END'\n{mine}\nEND"))?;
     host.sh("volar vms restart a")?;

@@ -26,7 +26,13 @@ pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
     if !system_only {
         say::step("Running the tests of each crate");
         let mut command = cargo("test");
-        command.args(["--workspace", "--exclude", "volant-tests", "--locked", "--no-fail-fast"]);
+        command.args([
+            "--workspace",
+            "--exclude",
+            "volant-tests",
+            "--locked",
+            "--no-fail-fast",
+        ]);
         if let Some(filter) = filter {
             command.args(["--", filter]);
         }
