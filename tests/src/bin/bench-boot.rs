@@ -97,12 +97,11 @@ fn bare_vmms(site: &Site, count: u32) -> Result<Vec<f64>> {
 
 /// Where the time of one creation went, in milliseconds.
 #[derive(Debug)]
-struct Steps([f64; 5]);
+struct Steps([f64; 4]);
 
 impl Steps {
-    const NAMES: [&str; 5] = [
-        "systemd: from the job to vmd's first instruction",
-        "vmd: definition, lease, tap, own uid",
+    const NAMES: [&str; 4] = [
+        "systemd's sandbox; vmd: definition, lease, tap, own uid",
         "the VMM's start",
         "the guest's boot, to kestrel's hello",
         "run configuration, workload started, READY=1",
@@ -130,29 +129,18 @@ impl Steps {
                         .as_str()
                         .is_some_and(|message| message.starts_with(start))
                 })
-                .and_then(|entry| {
-                    entry["_SOURCE_REALTIME_TIMESTAMP"]
-                        .as_str()
-                        .or(entry["__MONOTONIC_TIMESTAMP"].as_str())?
-                        .parse()
-                        .ok()
-                })
+                .and_then(|entry| entry["__MONOTONIC_TIMESTAMP"].as_str()?.parse().ok())
                 .with_context(|| format!("vmd's journal has no '{start}'"))
         };
-        let (job, exec, ready) = (
+        let (job, ready) = (
             show("InactiveExitTimestampMonotonic")?,
-            show("ExecMainStartTimestampMonotonic")?,
             show("ActiveEnterTimestampMonotonic")?,
         );
-        let (chosen, launched, hello) = (
-            mark("the VMM starts")?,
-            mark("the VMM runs")?,
-            mark("the agent says hello")?,
-        );
+        let (chosen, launched, hello) =
+            (mark("starting:")?, mark("the VMM runs")?, mark("kestrel ")?);
         let part = |from: f64, to: f64| (to - from) / 1000.0;
         Ok(Self([
-            part(job, exec),
-            part(exec, chosen),
+            part(job, chosen),
             part(chosen, launched),
             part(launched, hello),
             part(hello, ready),
