@@ -5,15 +5,12 @@
 use std::{
     collections::HashMap,
     io,
-    process::{Child, Command},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, ExitStatus},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use nix::{
-    errno::Errno,
-    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
-    unistd::Pid,
-};
+use nix::{errno::Errno, unistd::Pid};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
@@ -30,27 +27,36 @@ pub struct Exit {
 
 impl Exit {
     /// `None` when the process has not ended.
-    fn of(status: WaitStatus) -> Option<(Pid, Self)> {
-        match status {
-            WaitStatus::Exited(pid, code) => Some((
-                pid,
-                Self {
-                    code: u32::try_from(code).unwrap_or(u32::MAX),
-                    signal: 0,
-                },
-            )),
-            WaitStatus::Signaled(pid, signal, _) => {
-                let signal = u32::try_from(signal as i32).unwrap_or(0);
-                Some((
-                    pid,
-                    Self {
-                        code: 128 + signal,
-                        signal,
-                    },
-                ))
+    fn of(status: ExitStatus) -> Option<Self> {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Some(Self {
+                code: u32::try_from(code).unwrap_or(u32::MAX),
+                signal: 0,
+            }),
+            (None, Some(signal)) => {
+                let signal = u32::try_from(signal).unwrap_or(0);
+                Some(Self {
+                    code: 128 + signal,
+                    signal,
+                })
             }
-            _ => None,
+            (None, None) => None,
         }
+    }
+}
+
+/// Whatever child has ended, with how; `None` while all of them live.
+///
+/// nix's `waitpid` reaps a child that a real-time signal ended, and then fails, as it has no name for the signal: the
+/// exit would be lost.
+fn wait_any() -> Result<Option<(Pid, ExitStatus)>, Errno> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for one int, and outlives the call.
+    #[allow(unsafe_code, reason = "the system call that knows every signal")]
+    let pid = unsafe { nix::libc::waitpid(-1, &raw mut status, nix::libc::WNOHANG) };
+    match Errno::result(pid)? {
+        0 => Ok(None),
+        pid => Ok(Some((Pid::from_raw(pid), ExitStatus::from_raw(status)))),
     }
 }
 
@@ -116,14 +122,13 @@ impl Reaper {
     fn reap(&self) {
         let mut routes = self.routes();
         loop {
-            match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => {
+            match wait_any() {
+                Ok(None) => {
                     self.childless.send_replace(false);
                     return;
                 }
-                Ok(status) => {
-                    let exit =
-                        Exit::of(status).and_then(|(pid, exit)| Some((routes.remove(&pid)?, exit)));
+                Ok(Some((pid, status))) => {
+                    let exit = Exit::of(status).and_then(|exit| Some((routes.remove(&pid)?, exit)));
                     if let Some((route, exit)) = exit {
                         // Who does not wait any more does not care.
                         let _ = route.send(exit);
@@ -146,28 +151,41 @@ impl Reaper {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::signal::Signal;
-
     use super::*;
 
     #[test]
     fn an_exit_is_told_as_a_shell_does() {
-        let pid = Pid::from_raw(7);
-        for (status, expected) in [
-            (WaitStatus::Exited(pid, 3), Some((3, 0))),
-            (
-                WaitStatus::Signaled(pid, Signal::SIGKILL, false),
-                Some((137, 9)),
-            ),
-            (
-                WaitStatus::Signaled(pid, Signal::SIGSEGV, true),
-                Some((139, 11)),
-            ),
-            (WaitStatus::Stopped(pid, Signal::SIGSTOP), None),
-            (WaitStatus::StillAlive, None),
-        ] {
-            let expected = expected.map(|(code, signal)| (pid, Exit { code, signal }));
-            assert_eq!(Exit::of(status), expected, "{status:?}");
+        // As `waitpid` gives them: the code in the second byte, or the signal in the first.
+        let cases = [
+            (3 << 8, Some((3, 0))),
+            (9, Some((137, 9))),
+            (11 | 0x80, Some((139, 11))),
+            (34, Some((162, 34))),
+            (0x7f | (19 << 8), None),
+        ];
+        for (status, expected) in cases {
+            let expected = expected.map(|(code, signal)| Exit { code, signal });
+            assert_eq!(
+                Exit::of(ExitStatus::from_raw(status)),
+                expected,
+                "{status:#x}"
+            );
         }
+    }
+
+    #[tokio::test]
+    async fn an_exit_by_a_real_time_signal_is_not_lost() {
+        let reaper = Reaper::start().unwrap();
+        let (_, exit) = reaper
+            .spawn(Command::new("/bin/sh").args(["-c", "kill -34 $$"]))
+            .unwrap();
+        let exit = tokio::time::timeout(std::time::Duration::from_secs(30), exit).await;
+        assert_eq!(
+            exit.unwrap().unwrap(),
+            Exit {
+                code: 162,
+                signal: 34
+            }
+        );
     }
 }
