@@ -1,4 +1,4 @@
-//! The main job, as a stranger would do it: the seed's quick start on a throw-away host.
+//! The main job, as a stranger would do it: the README's tour on a throw-away host.
 
 use std::time::Duration;
 

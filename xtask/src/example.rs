@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     build::{target, workspace},
-    cache, say,
+    cache, prerequisites, say,
 };
 
 /// Gathers the example in `target/examples/caddy`, ready for `fledge build`; gives that folder.
@@ -18,29 +18,45 @@ use crate::{
 /// # Errors
 /// The package cannot be downloaded or unpacked.
 pub fn caddy() -> Result<PathBuf> {
+    let kept = cache::folder("caddy")?;
+    let _lock = cache::lock(&kept)?;
     let folder = target().join("examples/caddy");
     copy_to(&workspace().join("examples/caddy"), &folder)?;
-    let program = folder.join("caddy");
+    let program = kept.join("caddy");
     if !program.exists() {
-        let kept = cache::folder("caddy")?;
-        let _lock = cache::lock(&kept)?;
-        let kept_program = kept.join("usr/bin/caddy");
-        if !kept_program.exists() {
-            say::step("Downloading Debian's caddy package");
-            say::quietly(
-                Command::new("apt-get")
-                    .args(["-q", "-o", "APT::Sandbox::User=root", "download", "caddy"])
-                    .current_dir(&kept),
-            )?;
-            say::quietly(
-                Command::new("sh")
-                    .args(["-c", "dpkg-deb -x caddy_*.deb ."])
-                    .current_dir(&kept),
-            )?;
-        }
-        fs::copy(&kept_program, &program).context("cannot copy caddy into the example")?;
+        say::step("Downloading Debian's caddy package");
+        download(&kept)?;
     }
+    copy_file(&program, &folder.join("caddy"))?;
     Ok(folder)
+}
+
+/// Leaves the program in `kept`, whole or not at all.
+fn download(kept: &Path) -> Result<()> {
+    let new = kept.join("new");
+    if new.exists() {
+        fs::remove_dir_all(&new).context("cannot remove what an earlier download left")?;
+    }
+    fs::create_dir(&new).context("cannot make a folder for the download")?;
+    let fetch = || {
+        let mut command = Command::new("apt-get");
+        command
+            .args(["-q", "-o", "APT::Sandbox::User=root", "download", "caddy"])
+            .current_dir(&new);
+        say::quietly(&mut command)
+    };
+    if fetch().is_err() {
+        // The machine's lists of packages may be absent, or older than the archive.
+        prerequisites::refresh()?;
+        fetch()?;
+    }
+    say::quietly(
+        Command::new("sh")
+            .args(["-c", "dpkg-deb -x caddy_*.deb ."])
+            .current_dir(&new),
+    )?;
+    fs::rename(new.join("usr/bin/caddy"), kept.join("caddy")).context("cannot keep caddy")?;
+    fs::remove_dir_all(&new).context("cannot remove the unpacked package")
 }
 
 /// Copies the files of a folder (no folders in it) into another.
@@ -54,8 +70,16 @@ pub fn copy_to(from: &Path, to: &Path) -> Result<()> {
             .with_context(|| format!("cannot list {}", from.display()))?
             .path();
         let name = path.file_name().context("an example's file has no name")?;
-        fs::copy(&path, to.join(name))
-            .with_context(|| format!("cannot copy {}", path.display()))?;
+        copy_file(&path, &to.join(name))?;
     }
     Ok(())
+}
+
+/// Whoever reads the target sees the old file or the new one, whole.
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let mut new = to.as_os_str().to_owned();
+    new.push(".new");
+    fs::copy(from, &new)
+        .and_then(|_| fs::rename(&new, to))
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }

@@ -1,17 +1,20 @@
 //! The guest kernel: Debian's source, our options, built once per pair of them.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{build::workspace, cache, say};
 
 const SOURCE: &str = "linux-source-6.1";
+/// How often a build that takes its time says how far it is.
+const TELL: Duration = Duration::from_secs(15);
 
 /// The kernel's files.
 #[derive(Debug)]
@@ -161,17 +164,46 @@ fn bake(folder: &Path, options: &[u8], boot_initramfs: &[u8], bzimage: &Path) ->
 /// Runs make in the tree. The build is the same on any day and machine: the stamps that a kernel carries are fixed.
 fn make(folder: &Path, goals: &[&str]) -> Result<()> {
     let jobs = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    say::quietly(
-        Command::new("make")
-            .current_dir(folder.join("src"))
-            .args(["O=../build", &format!("-j{jobs}")])
-            .args(goals)
-            .envs([
-                ("KBUILD_BUILD_TIMESTAMP", "2024-01-01 00:00:00 UTC"),
-                ("KBUILD_BUILD_USER", "volant"),
-                ("KBUILD_BUILD_HOST", "volant"),
-                ("KBUILD_BUILD_VERSION", "1"),
-            ]),
-    )?;
+    let log = folder.join("build.log");
+    let output = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+    let errors = output.try_clone().context("cannot share the build's log")?;
+    let mut child = Command::new("make")
+        .current_dir(folder.join("src"))
+        .args(["O=../build", &format!("-j{jobs}")])
+        .args(goals)
+        .envs([
+            ("KBUILD_BUILD_TIMESTAMP", "2024-01-01 00:00:00 UTC"),
+            ("KBUILD_BUILD_USER", "volant"),
+            ("KBUILD_BUILD_HOST", "volant"),
+            ("KBUILD_BUILD_VERSION", "1"),
+        ])
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .spawn()
+        .context("cannot start make")?;
+    let begun = Instant::now();
+    let mut told = begun;
+    let status = loop {
+        if let Some(status) = child.try_wait().context("cannot wait for make")? {
+            break status;
+        }
+        if told.elapsed() > TELL {
+            told = Instant::now();
+            let steps = fs::read_to_string(&log).unwrap_or_default().lines().count();
+            eprintln!("    {} s, {steps} steps", begun.elapsed().as_secs());
+        }
+        thread::park_timeout(Duration::from_millis(200));
+    };
+    if !status.success() {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let end = lines[lines.len().saturating_sub(30)..].join("\n");
+        bail!(
+            "make {} failed ({status}); the end of {}:\n{end}",
+            goals.join(" "),
+            log.display()
+        );
+    }
     Ok(())
 }

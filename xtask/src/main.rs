@@ -1,6 +1,6 @@
 //! `cargo xtask`: build, demo, test, bench and package Volant.
 //!
-//! Each command installs what it needs on Debian, says what it does, and may be run again at any time.
+//! Each command but `check` installs what it needs on Debian. All say what they do, and may be run again at any time.
 
 mod build;
 mod cache;

@@ -27,6 +27,10 @@ pub fn folder() -> PathBuf {
     build::target().join("package")
 }
 
+fn file(package: &str) -> PathBuf {
+    folder().join(format!("{package}_{VERSION}_amd64.deb"))
+}
+
 /// Builds everything and makes the packages.
 ///
 /// # Errors
@@ -41,6 +45,13 @@ pub fn build() -> Result<Packages> {
     let (kernel, kestrel) = kernel()?;
 
     say::step("Packing");
+    let packed = ["volant", "volant-fledge", "volant-kernel"].map(|package| file(package));
+    for old in Packages::files_in(&folder)?
+        .iter()
+        .filter(|old| !packed.contains(old))
+    {
+        fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
+    }
     make("volant", &volant(&programs, &vsock)?, &[])?;
     make(
         "volant-fledge",
@@ -52,8 +63,7 @@ pub fn build() -> Result<Packages> {
         &volant_kernel(&kernel, &kestrel),
         &[("@SOURCE_VERSION@", &kernel.source_version)],
     )?;
-    for package in ["volant", "volant-fledge", "volant-kernel"] {
-        let path = folder.join(format!("{package}_{VERSION}_amd64.deb"));
+    for path in packed {
         let size = path
             .metadata()
             .with_context(|| format!("no {}", path.display()))?
@@ -110,11 +120,9 @@ fn unit_path(name: &str) -> Option<String> {
     let folder = match name {
         "volant.sysusers" => return Some("usr/lib/sysusers.d/volant.conf".to_owned()),
         "volant.tmpfiles" => return Some("usr/lib/tmpfiles.d/volant.conf".to_owned()),
-        "volant.modules-load" => return Some("usr/lib/modules-load.d/volant.conf".to_owned()),
         "volant.preset" => {
             return Some("usr/lib/systemd/system-preset/50-volant.preset".to_owned());
         }
-        "volant.catalog" => return Some("usr/lib/systemd/catalog/volant.catalog".to_owned()),
         _ if name.starts_with("com.volantvm.") && name.ends_with(".service") => {
             "usr/share/dbus-1/system-services"
         }
@@ -179,7 +187,7 @@ fn make(name: &str, entries: &[Entry], replacements: &[(&str, &str)]) -> Result<
     .context("cannot stage the copyright file")?;
     control(name, &stage, replacements)?;
 
-    let package = folder().join(format!("{name}_{VERSION}_amd64.deb"));
+    let package = file(name);
     let new = package.with_extension("deb.new");
     say::quietly(
         Command::new("dpkg-deb")

@@ -5,11 +5,12 @@ use std::{fs, process::Command};
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::geteuid;
 
-use crate::say;
+use crate::{cache, say};
 
 /// Debian packages that a throw-away host needs: what Volant depends on, and what tests look with.
 const HOST: &[&str] = &[
     "bsdutils",
+    "busybox-static",
     "curl",
     "dbus",
     "iproute2",
@@ -45,7 +46,6 @@ const BUILD: &[&str] = &[
     "zstd",
     "binutils",
     "perl-base",
-    "busybox-static",
 ];
 
 /// Installs what is missing. Does nothing, quickly, when all is there.
@@ -57,6 +57,11 @@ pub fn install() -> Result<()> {
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
         "Volant is built and tested on x86-64 Linux"
     );
+    if missing()?.is_empty() {
+        return Ok(());
+    }
+    let _lock = cache::lock(&cache::folder("apt")?)?;
+    // Another xtask may have installed them meanwhile.
     let missing = missing()?;
     if missing.is_empty() {
         return Ok(());
@@ -71,19 +76,28 @@ pub fn install() -> Result<()> {
         missing.len(),
         missing.join(" ")
     ));
-    let apt = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command
-            .args(["-q", "-o", "DPkg::Lock::Timeout=600"])
-            .args(args)
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    };
-    say::quietly(&mut apt(&["update"]))?;
-    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
-    arguments.extend(&missing);
-    say::quietly(&mut apt(&arguments))?;
-    Ok(())
+    refresh()?;
+    let mut command = apt();
+    command
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(&missing);
+    say::run(&mut command)
+}
+
+/// Has apt read the archive's lists of packages.
+///
+/// # Errors
+/// apt-get failed; the error has what it printed.
+pub fn refresh() -> Result<()> {
+    say::quietly(apt().arg("update")).map(|_| ())
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .args(["-q", "-o", "DPkg::Lock::Timeout=600"])
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command
 }
 
 /// Fails unless this is root: hosts, mounts and namespaces need it.

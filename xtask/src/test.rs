@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{
     build::{self, cargo, target},
@@ -23,6 +23,7 @@ pub enum Bench {
 pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
     prerequisites::need_root("the whole-system tests")?;
     prerequisites::install()?;
+    let mut failed = Vec::new();
     if !system_only {
         say::step("Running the tests of each crate");
         let mut command = cargo("test");
@@ -36,7 +37,10 @@ pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
         if let Some(filter) = filter {
             command.args(["--", filter]);
         }
-        say::run(&mut command)?;
+        if let Err(error) = say::run(&mut command) {
+            eprintln!("{error:#}");
+            failed.push("the tests of each crate");
+        }
     }
     let needed = needed()?;
     say::step("Running the tests of the whole system on throw-away hosts");
@@ -44,9 +48,13 @@ pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
     command
         .args(["--package", "volant-tests", "--locked", "--no-fail-fast"])
         .envs(needed.variables());
-    command.args(["--", "--test-threads=1"]);
-    command.args(filter);
-    say::run(&mut command)
+    command.args(["--", "--test-threads=1"]).args(filter);
+    if let Err(error) = say::run(&mut command) {
+        eprintln!("{error:#}");
+        failed.push("the tests of the whole system");
+    }
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
 }
 
 /// Measures.

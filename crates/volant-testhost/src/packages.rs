@@ -89,8 +89,16 @@ impl Packages {
     }
 
     fn files(&self) -> Result<Vec<PathBuf>> {
+        Self::files_in(&self.0)
+    }
+
+    /// The `.deb` files in a folder, by name.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
         let entries =
-            fs::read_dir(&self.0).with_context(|| format!("cannot list {}", self.0.display()))?;
+            fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
         let mut files: Vec<PathBuf> = entries
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
             .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
