@@ -176,7 +176,7 @@ impl Site {
              nft list ruleset | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'; \
              busctl --json=short call com.volantvm.Ipam1 /com/volantvm/Ipam1 com.volantvm.Ipam1.Manager ListLeases; \
              volar vms list --output json; \
-             find /run/volant /var/lib/volant/registry/blobs | sort; \
+             find /run/volant /var/lib/volant -not -name '*-wal' -not -name '*-shm' | sort; \
              ls /etc/systemd/system/multi-user.target.wants | grep volant-vm || true; \
              pgrep -a 'qemu|vhost-device|vmd' || true; \
              systemctl list-units --all --plain --no-legend 'volant-vm@*'",

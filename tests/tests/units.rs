@@ -1,7 +1,7 @@
 //! A microVM is a systemd unit: what `systemctl`, `journalctl` and `busctl` say of it.
 
 use anyhow::{Context, Result, ensure};
-use volant_tests::Site;
+use volant_tests::{BOOT, Site, eventually};
 
 #[test]
 fn systemctl_starts_stops_and_describes_a_vm() -> Result<()> {
@@ -138,15 +138,23 @@ fn the_bus_shows_what_there_is_and_its_properties_are_live() -> Result<()> {
     ensure!(host.sh(count)?.trim() == "u 2");
     host.sh("volar vms delete 9lives")?;
     ensure!(host.sh(count)?.trim() == "u 1", "the count follows");
-    let monitored = host.sh(
-        "busctl monitor --match \"type='signal',interface='org.freedesktop.DBus.Properties',path='/com/volantvm/Vm1'\" \
-         --json=short > /tmp/signals & pid=$!; sleep 1; systemctl stop volant-vm@web; sleep 1; kill $pid; \
-         cat /tmp/signals",
+    host.sh(
+        "systemd-run --quiet --unit monitor --property StandardOutput=file:/tmp/signals busctl monitor --json=short \
+         --match \"type='signal',interface='org.freedesktop.DBus.Properties',path='/com/volantvm/Vm1'\"",
     )?;
-    ensure!(
-        monitored.contains("stopping"),
-        "a change of phase is signalled: {monitored}"
-    );
+    eventually("busctl monitors the bus", BOOT, || {
+        let attached = host.try_sh(
+            "cat /tmp/signals | grep -q . || journalctl --unit monitor | grep -q Monitoring",
+        )?;
+        Ok(attached.status.success().then_some(()))
+    })?;
+    host.sh("systemctl stop volant-vm@web")?;
+    eventually("a change of phase is signalled", BOOT, || {
+        Ok(host
+            .sh("cat /tmp/signals")?
+            .contains("stopping")
+            .then_some(()))
+    })?;
     Ok(())
 }
 

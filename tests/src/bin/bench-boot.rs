@@ -15,6 +15,15 @@ use volant_testhost::BARE_VARIABLE;
 use volant_tests::Site;
 
 const AT_ONCE: u32 = 10;
+/// The most that a creation may take, over the floor.
+const RATIO: f64 = 1.3;
+/// The most that each may take, in KiB.
+const LIMITS: [(&str, u64); 4] = [
+    ("vmd_pss_kib", 8 * 1024),
+    ("kestrel_binary_kib", 4 * 1024),
+    ("kestrel_resident_kib", 5 * 1024),
+    ("guest_used_kib", 25 * 1024),
+];
 
 fn main() -> Result<()> {
     let (rounds, output) = arguments()?;
@@ -217,7 +226,10 @@ fn report(
     let (floor, creation) = (median(floors), median(creations));
     println!("Boot, median of {rounds}                                     ms   over the floor");
     println!("  bare VMM, from its start to the agent's hello   {floor:>8.0}   1.00");
-    println!("  volar vms create, until it returns              {creation:>8.0}   {ratio:.2}");
+    let verdict = if ratio <= RATIO { "ok" } else { "OVER" };
+    println!(
+        "  volar vms create, until it returns              {creation:>8.0}   {ratio:.2}   at most {RATIO}: {verdict}"
+    );
     println!("Where a creation's time goes                            ms   share");
     let known: f64 = parts.iter().map(|part| part.1).sum();
     for (name, value) in parts
@@ -230,9 +242,20 @@ fn report(
             100.0 * value / creation
         );
     }
-    println!("Memory of one VM                                       KiB");
+    println!("Memory of one VM                                       KiB   at most");
     for (name, value) in memory.as_object().into_iter().flatten() {
-        println!("  {name:<50} {:>6}", value.to_string());
+        let limit = LIMITS
+            .iter()
+            .find(|limit| limit.0 == name)
+            .map_or(String::new(), |limit| {
+                let verdict = if value.as_u64().is_some_and(|value| value <= limit.1) {
+                    "ok"
+                } else {
+                    "OVER"
+                };
+                format!("{:>6} {verdict}", limit.1)
+            });
+        println!("  {name:<50} {:>6}   {limit}", value.to_string());
     }
     println!(
         "{AT_ONCE} VMs at once: {} running",
