@@ -113,6 +113,35 @@ async fn a_process_that_is_not_the_agent_cannot_speak_for_it() {
 }
 
 #[tokio::test]
+async fn a_flood_of_a_process_that_is_not_the_agent_takes_nothing_from_it() {
+    let vmm = FakeHypervisor::new();
+    let (vm, mut agent) = Supervised::running(&vmm, times()).await;
+    let mut other = vm.agent().await;
+    let mut dropped = 0;
+    for call in 0..600 {
+        let refused = if call % 2 == 0 {
+            other.0.heartbeat(HeartbeatRequest::default()).await.err()
+        } else {
+            other.hello("").await.err()
+        };
+        let refused = refused.expect("only the agent's calls are let through");
+        if !matches!(
+            refused.code(),
+            Code::PermissionDenied | Code::InvalidArgument | Code::ResourceExhausted
+        ) {
+            dropped += 1;
+        }
+    }
+    for _ in 0..20 {
+        let beat = agent.0.heartbeat(HeartbeatRequest::default()).await;
+        beat.expect("the agent's heartbeat is accepted");
+    }
+    assert!(dropped > 0, "the other's connection is never dropped");
+    let journal = power_off(&vmm, vm).await;
+    journal.contains("calls that are not its to make").await;
+}
+
+#[tokio::test]
 async fn an_agent_that_comes_back_is_let_in_again() {
     let vmm = FakeHypervisor::new();
     let (vm, agent) = Supervised::running(&vmm, times()).await;

@@ -20,7 +20,11 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-use crate::{logs::Logs, text::printable};
+use crate::{
+    bucket::{Bucket, Rate},
+    logs::Logs,
+    text::printable,
+};
 
 /// The agent needs one, and one more while it comes back.
 const MAX_CONNECTIONS: usize = 8;
@@ -28,6 +32,11 @@ const MAX_CONNECTIONS: usize = 8;
 const FIRST_CALL: Duration = Duration::from_secs(10);
 /// How often bad connections are told.
 const TELL: Duration = Duration::from_secs(60);
+/// Refusals that a connection may get; more end it. An agent that comes back may meet its old connection a few times.
+const REFUSALS: Rate = Rate {
+    burst: 20,
+    per_second: 1,
+};
 /// Bytes of a bad connection that are told.
 const EXCERPT: usize = 32;
 
@@ -52,6 +61,22 @@ pub struct Identity {
     pub id: u64,
     /// One of its calls was let through.
     pub trusted: AtomicBool,
+    refusals: Mutex<Bucket>,
+    /// There were too many refusals.
+    expelled: AtomicBool,
+}
+
+impl Identity {
+    /// Counts a call that was refused, at `now` on a clock that does not go back. Answers false when it was one too many:
+    /// the connection ends then.
+    pub fn refuse(&self, now: Duration) -> bool {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = refusals.take(1, now);
+        if !within {
+            self.expelled.store(true, Ordering::Relaxed);
+        }
+        within
+    }
 }
 
 /// A connection as its calls see it.
@@ -95,6 +120,8 @@ impl Door {
         let identity = Identity {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             trusted: AtomicBool::new(false),
+            refusals: Mutex::new(Bucket::new(REFUSALS, Duration::ZERO)),
+            expelled: AtomicBool::new(false),
         };
         Connection {
             io,
@@ -123,7 +150,7 @@ impl Door {
     }
 }
 
-/// A connection of the guest. It fails when no call of it is let through in time.
+/// A connection of the guest. It fails when no call of it is let through in time, or when too many were refused.
 #[derive(Debug)]
 pub struct Connection {
     io: UnixStream,
@@ -140,10 +167,17 @@ impl Connection {
     fn trusted(&self) -> bool {
         self.identity.trusted.load(Ordering::Relaxed)
     }
+
+    fn expelled(&self) -> bool {
+        self.identity.expelled.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if self.expelled() {
+            return self.door.refuse("calls that are not its to make");
+        }
         if self.trusted() {
             return;
         }
@@ -173,6 +207,9 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.expelled() {
+            return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
+        }
         if this.trusted() {
             return Pin::new(&mut this.io).poll_read(cx, buf);
         }

@@ -1,7 +1,7 @@
 //! The calls of an agent, each checked and turned into a fact.
 //!
 //! The first connection that says hello is the agent's; while it lives, calls of others are refused. So a process in the
-//! guest that is not the agent cannot speak for it, nor read the run configuration.
+//! guest that is not the agent cannot speak for it, nor read the run configuration, nor use up its calls.
 
 use std::{
     pin::Pin,
@@ -36,7 +36,7 @@ use crate::{
 
 /// Facts on their way to the supervisor.
 const QUEUE: usize = 16;
-/// Calls that an agent may make; it makes one in some seconds.
+/// Calls that the agent may make; it makes one in some seconds. Refusals of others are counted at their own connection.
 const CALLS: Rate = Rate {
     burst: 200,
     per_second: 20,
@@ -113,26 +113,33 @@ impl Agent {
 
     /// Refuses a call that is one too many, or not of the agent. `hello` makes its caller the agent, if there is none.
     fn admit<T>(&self, request: &Request<T>, hello: bool) -> Result<(), Status> {
-        let caller = request
-            .extensions()
-            .get::<Caller>()
-            .ok_or_else(|| Status::internal("the connection is not known"))?;
+        let caller = caller(request)?;
         let mut state = self.state();
-        if !state.calls.take(1, self.0.begun.elapsed()) {
-            return Err(Status::resource_exhausted("too many calls"));
-        }
         match &state.agent {
-            None if !hello => return Err(Status::failed_precondition("say hello first")),
+            None if !hello => {
+                return Err(self.refuse(caller, Status::failed_precondition("say hello first")));
+            }
             Some(agent) if agent.upgrade().is_some_and(|agent| agent.id != caller.0.id) => {
-                return Err(Status::permission_denied(
-                    "another connection is the agent's",
-                ));
+                let status = Status::permission_denied("another connection is the agent's");
+                return Err(self.refuse(caller, status));
             }
             _ => {}
+        }
+        if !state.calls.take(1, self.0.begun.elapsed()) {
+            return Err(Status::resource_exhausted("too many calls"));
         }
         state.agent = Some(Arc::downgrade(&caller.0));
         caller.0.trusted.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The answer to a call that is refused, which counts for its connection alone.
+    fn refuse(&self, caller: &Caller, status: Status) -> Status {
+        if caller.0.refuse(self.0.begun.elapsed()) {
+            status
+        } else {
+            Status::resource_exhausted("too many calls that are not this connection's to make")
+        }
     }
 
     async fn tell(&self, fact: Fact) -> Result<(), Status> {
@@ -149,7 +156,8 @@ impl AgentHostService for Agent {
     ) -> Result<Response<HelloResponse>, Status> {
         let hello = request.get_ref();
         if hello.boot_id.is_empty() || hello.boot_id.len() > MAX_WORD {
-            return Err(Status::invalid_argument("the boot id has 1 to 64 bytes"));
+            let status = Status::invalid_argument("the boot id has 1 to 64 bytes");
+            return Err(self.refuse(caller(&request)?, status));
         }
         self.admit(&request, true)?;
         let hello = request.into_inner();
@@ -266,6 +274,11 @@ impl AgentHostService for Agent {
         );
         Ok(Response::new(Box::pin(commands)))
     }
+}
+
+fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
+    let caller = request.extensions().get::<Caller>();
+    caller.ok_or_else(|| Status::internal("the connection is not known"))
 }
 
 fn fact(report: Report) -> Fact {
