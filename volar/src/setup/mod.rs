@@ -170,11 +170,11 @@ fn carry_out(plan: &Plan, facts: &Facts) -> Result<Vec<String>, Failure> {
     match plan {
         Plan::Keep => actions.push(format!("kept {PATH} as it is")),
         Plan::Create(text) => {
-            write_config(text)?;
+            write_config(Path::new(PATH), text)?;
             actions.push(format!("wrote {PATH}"));
         }
         Plan::Change(text) => {
-            write_config(text)?;
+            write_config(Path::new(PATH), text)?;
             // It reads its configuration when it starts.
             systemctl(&["try-restart", "volant-ipamd.service"])?;
             actions.push(format!("changed bridge and subnet in {PATH}"));
@@ -202,12 +202,13 @@ fn read_config() -> Result<Option<String>, Failure> {
     }
 }
 
-/// Writes the file whole or not at all: the services read it at any time.
-fn write_config(text: &str) -> Result<(), Failure> {
-    let path = Path::new(PATH);
+/// Writes the file whole or not at all: the services read it at any time, as users of their own. So everyone can read
+/// it and reach it, whatever the umask.
+fn write_config(path: &Path, text: &str) -> Result<(), Failure> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let write = || {
         fs::create_dir_all(folder)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(text.as_bytes())?;
         file.as_file()
@@ -217,7 +218,7 @@ fn write_config(text: &str) -> Result<(), Failure> {
         Ok(())
     };
     write().map_err(|source| Failure::Io {
-        act: format!("cannot write {PATH}"),
+        act: format!("cannot write {}", path.display()),
         source,
     })
 }
@@ -239,4 +240,25 @@ fn systemctl(arguments: &[&str]) -> Result<(), Failure> {
         .trim()
         .replace('\n', "; ");
     Err(Failure::Command { command, said })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everyone_can_read_the_configuration_whatever_the_umask() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("volant");
+        let path = folder.join("volant.toml");
+        // As a umask of 077 leaves it.
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        for text in ["[vm]\n", "[network]\n"] {
+            write_config(&path, text).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+            assert_eq!((mode(&folder), mode(&path)), (0o755, 0o644));
+        }
+    }
 }
