@@ -1,0 +1,192 @@
+//! Plugins installed, listed, shown and removed.
+
+use std::fs;
+
+use predicates::{prelude::PredicateBooleanExt, str::contains};
+use serde_json::Value;
+
+use crate::{fake::FakeGateway, plugin::Plugin, stdout, volar};
+
+#[test]
+fn an_artifact_is_uploaded_once_and_the_manifest_sent_as_written() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    plugin.install(&gateway).assert().success();
+    plugin.install(&gateway).assert().success();
+    let kept = gateway.kept();
+    assert_eq!(kept.uploads, 1);
+    assert_eq!(
+        kept.blobs[&plugin.digest],
+        fs::read(plugin.folder.path().join("caddy.cpio.gz")).unwrap()
+    );
+    let written = fs::read_to_string(plugin.manifest()).unwrap();
+    assert_eq!(kept.install, format!(r#"{{"manifest":{written}}}"#));
+}
+
+#[test]
+fn a_plugin_can_be_named_in_every_way() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    let artifact = plugin.folder.path().join("caddy.cpio.gz");
+    plugin.describe(&format!("file://{}", artifact.display()), &plugin.digest);
+    volar(&gateway, "plugins install")
+        .arg(plugin.manifest())
+        .assert()
+        .success();
+    // From its own folder, where the manifest's path has no folder in it.
+    plugin.describe("caddy.cpio.gz", &plugin.digest);
+    volar(&gateway, "plugins install --manifest caddy.manifest.json")
+        .current_dir(plugin.folder.path())
+        .assert()
+        .success();
+    volar(
+        &gateway,
+        "plugins install --manifest https://example.com/caddy.json",
+    )
+    .assert()
+    .success()
+    .stdout("plugin remote 1 is installed\n");
+    assert_eq!(
+        gateway.kept().install,
+        r#"{"manifest_url":"https://example.com/caddy.json"}"#
+    );
+    assert_eq!(gateway.kept().uploads, 1);
+}
+
+#[test]
+fn an_artifact_of_the_web_is_left_to_volant() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    plugin.describe("https://example.com/caddy.cpio.gz", &plugin.digest);
+    plugin.install(&gateway).assert().success();
+    assert_eq!(gateway.kept().uploads, 0);
+}
+
+#[test]
+fn an_install_that_fails_half_way_is_told() {
+    let gateway = FakeGateway::start();
+    volar(&gateway, "plugins install https://example.com/broken.json")
+        .assert()
+        .code(2)
+        .stdout("")
+        .stderr(contains("error: a wrong checksum"));
+}
+
+#[test]
+fn a_wrong_artifact_is_found_before_anything_is_sent() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    let other = format!("sha256:{}", "ab".repeat(32));
+    plugin.describe("caddy.cpio.gz", &other);
+    plugin.install(&gateway).assert().code(1).stderr(
+        contains("initramfs: ")
+            .and(contains(&other))
+            .and(contains(&plugin.digest)),
+    );
+
+    plugin.describe("none.cpio.gz", &plugin.digest);
+    plugin
+        .install(&gateway)
+        .assert()
+        .code(1)
+        .stderr(contains("none.cpio.gz: No such file"));
+    plugin.describe("/dev", &plugin.digest);
+    plugin
+        .install(&gateway)
+        .assert()
+        .code(1)
+        .stderr(contains("it is no file"));
+    plugin.describe("ftp://example.com/x", &plugin.digest);
+    plugin
+        .install(&gateway)
+        .assert()
+        .code(1)
+        .stderr(contains("'ftp://example.com/x' is not http"));
+    fs::write(plugin.folder.path().join("caddy.cpio.gz"), "short").unwrap();
+    plugin.describe("caddy.cpio.gz", &plugin.digest);
+    plugin
+        .install(&gateway)
+        .assert()
+        .code(1)
+        .stderr(contains("has 5 bytes; the manifest says 1000000"));
+    assert!(gateway.kept().uploads == 0 && gateway.kept().plugins.is_empty());
+}
+
+#[test]
+fn a_manifest_that_is_none_is_told_where() {
+    let (gateway, folder) = (FakeGateway::start(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("m.json");
+    let mut install = volar(&gateway, "plugins install --manifest");
+    install.arg(&path);
+    install
+        .assert()
+        .code(1)
+        .stderr(contains("m.json: No such file").and(contains("hint: ")));
+    fs::write(&path, "{\n  \"name\": \"a\",\n  \"colour\": 1\n}").unwrap();
+    install
+        .assert()
+        .code(1)
+        .stderr(contains("unknown field `colour`").and(contains("line 3")));
+    fs::write(&path, "").unwrap();
+    install.assert().code(1).stderr(contains("m.json"));
+}
+
+#[test]
+fn a_gigabyte_of_json_is_not_read() {
+    let (gateway, folder) = (FakeGateway::start(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("huge.json");
+    fs::File::create(&path).unwrap().set_len(1 << 30).unwrap();
+    let mut install = volar(&gateway, "plugins install");
+    install
+        .arg(&path)
+        .timeout(std::time::Duration::from_secs(10));
+    install.assert().code(1).stderr(contains(
+        "has 1073741824 bytes; a manifest has at most 1048576",
+    ));
+    // What has no size is read no further than a manifest may go.
+    let mut install = volar(&gateway, "plugins install /dev/zero");
+    install.timeout(std::time::Duration::from_secs(10));
+    install
+        .assert()
+        .code(1)
+        .stderr(contains("a manifest has at most"));
+}
+
+#[test]
+fn plugins_are_listed_shown_and_removed() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    volar(&gateway, "plugins list")
+        .assert()
+        .success()
+        .stdout(contains("no plugins are installed"));
+    plugin.install(&gateway).assert().success();
+    let table = stdout(&mut volar(&gateway, "plugins ls"));
+    assert!(
+        table.starts_with("NAME ") && table.contains("15.0 MB"),
+        "{table}"
+    );
+    assert_eq!(
+        stdout(&mut volar(&gateway, "plugins list --quiet")),
+        "caddy\n"
+    );
+    let shown: Value =
+        serde_json::from_str(&stdout(&mut volar(&gateway, "plugins show caddy"))).unwrap();
+    assert_eq!(shown["workload"]["entrypoint"][0], "/usr/bin/caddy");
+    let listed: Value =
+        serde_json::from_str(&stdout(&mut volar(&gateway, "-o json plugins list"))).unwrap();
+    assert_eq!(listed[0]["size_bytes"], 15_000_000);
+
+    gateway
+        .kept()
+        .vms
+        .insert("web".to_owned(), FakeGateway::vm("web", "running"));
+    volar(&gateway, "plugins remove caddy")
+        .assert()
+        .code(4)
+        .stderr(contains("1 VM uses it").and(contains("hint:")));
+    gateway.kept().vms.clear();
+    volar(&gateway, "plugins remove caddy")
+        .assert()
+        .success()
+        .stdout("plugin caddy is removed\n");
+    volar(&gateway, "plugins show caddy")
+        .assert()
+        .code(3)
+        .stderr(contains("there is no plugin caddy"));
+}
