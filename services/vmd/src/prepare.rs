@@ -1,19 +1,24 @@
 //! What a supervisor asks for before it starts anything: its VM's definition and artifacts of registryd, its attachment
-//! of ipamd. Both tell by the caller's unit which VM it is.
+//! of ipamd. Both tell by the caller's unit which VM it is, and both answer the same when they are asked again: so a service
+//! that dies meanwhile is asked once more, when the bus has started it anew.
 
-use std::{collections::HashMap, os::fd::OwnedFd};
+use std::{collections::HashMap, os::fd::OwnedFd, time::Duration};
 
 use volant_dbus::{
     ipam::{self, Attachment},
     registry,
 };
 use volant_spec::Name;
-use zbus::Connection;
+use zbus::{Connection, DBusError};
 
 use crate::{
     definition::{Definition, DefinitionError},
     ended::{EXIT_UNDEFINED, EXIT_UNPREPARED},
 };
+
+/// How often a service is asked that does not answer.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// All that a VM needs.
 #[derive(Debug)]
@@ -62,10 +67,7 @@ pub async fn prepare(name: &Name, bus: &Connection) -> Result<Prepared, PrepareE
     let mut artifact = |kind: &str| artifacts.remove(kind).map(OwnedFd::from);
     let initramfs = artifact("initramfs").ok_or_else(|| PrepareError::NoInitramfs(name.clone()))?;
     let kernel = artifact("kernel");
-    let attach = async {
-        let ipam = ipam::ManagerProxy::new(bus).await?;
-        ipam.attach().await
-    };
+    let attach = ask(async || ipam::ManagerProxy::new(bus).await?.attach().await);
     let (attachment, tap) = attach.await.map_err(|source| PrepareError::Attach {
         name: name.clone(),
         source,
@@ -83,10 +85,7 @@ async fn open_vm(
     name: &Name,
     bus: &Connection,
 ) -> Result<(registry::VmDefinition, HashMap<String, zbus::OwnedFd>), PrepareError> {
-    let open = async {
-        let registry = registry::ManagerProxy::new(bus).await?;
-        registry.open_vm().await
-    };
+    let open = ask(async || registry::ManagerProxy::new(bus).await?.open_vm().await);
     open.await.map_err(|source| match &source {
         zbus::Error::MethodError(error, reason, _) if is_final(error.as_str()) => {
             PrepareError::Refused {
@@ -101,7 +100,66 @@ async fn open_vm(
     })
 }
 
+/// Makes an idempotent call, and again while the service is not there.
+async fn ask<T>(call: impl AsyncFn() -> zbus::Result<T>) -> zbus::Result<T> {
+    for _ in 1..TRIES {
+        match call().await {
+            Err(error) if is_absence(&error) => {
+                tracing::warn!("asking once more: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+    call().await
+}
+
+/// Whether it was not the service that answered, but the bus or the manager, as the service is not there.
+fn is_absence(error: &zbus::Error) -> bool {
+    match error {
+        zbus::Error::MethodError(name, ..) => names_absence(name.as_str()),
+        zbus::Error::FDO(error) => names_absence(error.name().as_str()),
+        _ => false,
+    }
+}
+
+fn names_absence(error: &str) -> bool {
+    match error.strip_prefix("org.freedesktop.DBus.Error.") {
+        Some("NoReply" | "Disconnected" | "ServiceUnknown" | "NameHasNoOwner" | "TimedOut") => true,
+        Some(other) => other.starts_with("Spawn."),
+        None => error.starts_with("org.freedesktop.systemd1."),
+    }
+}
+
 /// Whether the registry's answer stays the same when it is asked again.
 fn is_final(error: &str) -> bool {
     matches!(error.rsplit('.').next(), Some("NoSuchVm" | "BeingDeleted"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_is_not_there_is_told_from_one_that_answered() {
+        let cases = [
+            ("org.freedesktop.DBus.Error.NoReply", true),
+            ("org.freedesktop.DBus.Error.Disconnected", true),
+            ("org.freedesktop.DBus.Error.ServiceUnknown", true),
+            ("org.freedesktop.DBus.Error.NameHasNoOwner", true),
+            ("org.freedesktop.DBus.Error.TimedOut", true),
+            ("org.freedesktop.DBus.Error.Spawn.ChildSignaled", true),
+            ("org.freedesktop.systemd1.ShuttingDown", true),
+            ("org.freedesktop.DBus.Error.Failed", false),
+            ("org.freedesktop.DBus.Error.AccessDenied", false),
+            ("org.freedesktop.DBus.Error.Spawn", false),
+            ("com.volantvm.Registry1.Error.NoSuchVm", false),
+            ("com.volantvm.Ipam1.Error.NoReply", false),
+        ];
+        for (error, expected) in cases {
+            assert_eq!(names_absence(error), expected, "{error}");
+        }
+        let told = zbus::fdo::Error::NameHasNoOwner(String::new());
+        assert!(is_absence(&zbus::Error::FDO(Box::new(told))));
+    }
 }

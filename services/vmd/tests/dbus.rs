@@ -9,11 +9,15 @@ use std::{
     fs::File,
     io::Read,
     os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::StreamExt;
-use support::services::{FakeIpam, FakeRegistry, definition};
+use support::services::{FakeIpam, FakeRegistry, attachment, definition, file};
 use tokio::{sync::watch, time::timeout};
 use vmd::{
     dbus::{Vm, announce},
@@ -21,7 +25,7 @@ use vmd::{
     prepare::prepare,
 };
 use volant_dbus::{
-    ipam,
+    ipam::{self, Attachment},
     registry::{self, VmDefinition},
     vm,
 };
@@ -172,4 +176,90 @@ async fn a_vm_that_is_not_defined_is_told_in_the_registrys_words() {
         error.to_string().contains("there is no VM 'web'"),
         "{error}"
     );
+}
+
+/// What the bus or the manager answers for a service that is not there, and a service for itself.
+#[derive(Clone, Debug, zbus::DBusError)]
+#[zbus(prefix = "org.freedesktop")]
+enum Refusal {
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    #[zbus(name = "DBus.Error.NoReply")]
+    Killed(String),
+    #[zbus(name = "systemd1.TransactionIsDestructive")]
+    NotActivated(String),
+    #[zbus(name = "DBus.Error.Failed")]
+    Failed(String),
+}
+
+/// A service that answers only after some calls, and counts them.
+struct Flaky {
+    refusals: u32,
+    refusal: Refusal,
+    calls: Arc<AtomicU32>,
+}
+
+impl Flaky {
+    fn answer<T>(&self, answer: T) -> Result<T, Refusal> {
+        match self.calls.fetch_add(1, Ordering::Relaxed) {
+            call if call < self.refusals => Err(self.refusal.clone()),
+            _ => Ok(answer),
+        }
+    }
+}
+
+struct FlakyRegistry(Flaky);
+
+#[interface(name = "com.volantvm.Registry1.Manager")]
+impl FlakyRegistry {
+    async fn open_vm(&self) -> Result<(VmDefinition, HashMap<String, zbus::OwnedFd>), Refusal> {
+        let artifacts = HashMap::from([("initramfs".to_owned(), file("cpio").into())]);
+        self.0.answer((definition(), artifacts))
+    }
+}
+
+struct FlakyIpam(Flaky);
+
+#[interface(name = "com.volantvm.Ipam1.Manager")]
+impl FlakyIpam {
+    async fn attach(&self) -> Result<(Attachment, zbus::OwnedFd), Refusal> {
+        self.0.answer((attachment(), file("tap").into()))
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_there_is_asked_again_and_one_that_refuses_is_not() {
+    let killed = Refusal::Killed("it disconnected".to_owned());
+    let not_activated = Refusal::NotActivated("it is being stopped".to_owned());
+    let failed = Refusal::Failed("the store is broken".to_owned());
+    // Refusals, their kind, the calls that are made then, and whether all is well at the end.
+    let cases = [
+        (2, killed.clone(), 3, true),
+        (1, not_activated, 2, true),
+        (9, killed, 3, false),
+        (1, failed, 1, false),
+    ];
+    for (refusals, refusal, expected, well) in cases {
+        for flaky_registry in [true, false] {
+            let calls = Arc::<AtomicU32>::default();
+            let flaky = |of_this: bool| Flaky {
+                refusals: if of_this { refusals } else { 0 },
+                refusal: refusal.clone(),
+                calls: if of_this {
+                    Arc::clone(&calls)
+                } else {
+                    Arc::default()
+                },
+            };
+            let (_server, client) = pair(|builder| {
+                builder
+                    .serve_at(registry::PATH, FlakyRegistry(flaky(flaky_registry)))
+                    .serve_at(ipam::PATH, FlakyIpam(flaky(!flaky_registry)))
+            })
+            .await;
+            let prepared = prepare(&"web".parse().unwrap(), &client).await;
+            assert_eq!(prepared.is_ok(), well, "{refusal:?}: {prepared:?}");
+            assert_eq!(calls.load(Ordering::Relaxed), expected, "{refusal:?}");
+        }
+    }
 }

@@ -35,15 +35,18 @@ pub struct FakeIpam;
 #[interface(name = "com.volantvm.Ipam1.Manager")]
 impl FakeIpam {
     async fn attach(&self) -> (Attachment, zbus::OwnedFd) {
-        let attachment = Attachment {
-            addresses: vec!["192.168.127.2/24".to_owned()],
-            gateways: Vec::new(),
-            dns: Vec::new(),
-            mac: "52:54:00:00:00:02".to_owned(),
-            cid: 3,
-            tap: "vt3".to_owned(),
-        };
-        (attachment, file("tap").into())
+        (attachment(), file("tap").into())
+    }
+}
+
+pub fn attachment() -> Attachment {
+    Attachment {
+        addresses: vec!["192.168.127.2/24".to_owned()],
+        gateways: Vec::new(),
+        dns: Vec::new(),
+        mac: "52:54:00:00:00:02".to_owned(),
+        cid: 3,
+        tap: "vt3".to_owned(),
     }
 }
 
