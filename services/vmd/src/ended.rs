@@ -48,6 +48,8 @@ pub enum Ended {
     },
     KernelPanic {
         line: String,
+        /// An agent had said hello, in this boot or an earlier one.
+        agent_called: bool,
     },
     AgentFatal {
         cause: String,
@@ -131,7 +133,13 @@ impl fmt::Display for Ended {
                 f,
                 "the guest rebooted {reboots} times within {seconds} s: given up"
             ),
-            Self::KernelPanic { line } => write!(f, "the guest's kernel panicked: {line}"),
+            Self::KernelPanic { line, agent_called } => {
+                write!(f, "the guest's kernel panicked: {line}")?;
+                if *agent_called {
+                    return Ok(());
+                }
+                f.write_str("; no agent had called: is kestrel the initramfs's /init?")
+            }
             Self::AgentFatal { cause } => write!(f, "the agent could not go on: {cause}"),
             Self::NoAgent { seconds } => write!(
                 f,
@@ -188,7 +196,10 @@ mod tests {
                 reboots: 6,
                 seconds: 60,
             },
-            Ended::KernelPanic { line: cause() },
+            Ended::KernelPanic {
+                line: cause(),
+                agent_called: true,
+            },
             Ended::AgentFatal { cause: cause() },
             Ended::NoAgent { seconds: 60 },
             Ended::NoWorkload { seconds: 30 },

@@ -276,6 +276,7 @@ fn ends_are_told_apart() {
             ],
             Ended::KernelPanic {
                 line: "Kernel panic".to_owned(),
+                agent_called: true,
             },
         ),
         (
@@ -308,6 +309,7 @@ fn ends_are_told_apart() {
             ],
             Ended::KernelPanic {
                 line: "Kernel panic".to_owned(),
+                agent_called: true,
             },
         ),
     ];
@@ -318,6 +320,31 @@ fn ends_are_told_apart() {
             Step::Ended(expected),
             "{events:?}"
         );
+    }
+}
+
+#[test]
+fn a_panic_tells_whether_an_agent_ever_called() {
+    let panic = || Event::Panic("Kernel panic".to_owned());
+    let reset = || ended(VmmExit::GuestReset);
+    let cases = [
+        (vec![panic(), reset()], false),
+        (vec![panic(), Event::Overdue, reset()], false),
+        (vec![hello("a"), panic(), reset()], true),
+        (vec![hello("a"), panic(), Event::Overdue, reset()], true),
+        // The boot before it had an agent.
+        (
+            vec![hello("a"), reset(), Event::Launched, panic(), reset()],
+            true,
+        ),
+    ];
+    for (events, agent_called) in cases {
+        let all: Vec<Event> = [Event::Launched].into_iter().chain(events).collect();
+        let panicked = Ended::KernelPanic {
+            line: "Kernel panic".to_owned(),
+            agent_called,
+        };
+        assert_eq!(*life_after(&all).step(), Step::Ended(panicked), "{all:?}");
     }
 }
 

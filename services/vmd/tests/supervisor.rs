@@ -163,7 +163,7 @@ async fn a_panic_on_the_console_tells_a_reset_from_a_reboot() {
     let (ended, journal, _) = vm.ended().await;
     assert_eq!(
         ended.to_string(),
-        "the guest's kernel panicked: Kernel panic - not syncing: No init"
+        "the guest's kernel panicked: Kernel panic - not syncing: No init; no agent had called: is kestrel the initramfs's /init?"
     );
     assert_eq!(ended.exit_code(), 71);
     journal

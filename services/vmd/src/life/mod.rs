@@ -59,6 +59,8 @@ pub struct Life {
     doom: Option<Fate>,
     stop_asked: bool,
     ready_said: bool,
+    /// An agent said hello, in this boot or an earlier one.
+    agent_called: bool,
     /// When, on the clock of `observe`.
     reboots: Vec<Duration>,
 }
@@ -74,6 +76,7 @@ impl Life {
             doom: None,
             stop_asked: false,
             ready_said: false,
+            agent_called: false,
             reboots: Vec::new(),
         };
         (life, vec![Effect::Launch])
@@ -204,6 +207,7 @@ impl Life {
     }
 
     fn greeted(mut self, boot_id: String, at: Duration) -> (Self, Vec<Effect>) {
+        self.agent_called = true;
         match &self.seen.boot_id {
             Some(known) if *known == boot_id => (self, Vec::new()),
             None => {
@@ -214,8 +218,8 @@ impl Life {
             Some(_) if matches!(self.step, Step::Stopping(_)) => (self, Vec::new()),
             // The machine was reset, and the VMM went on with it.
             Some(_) => {
-                if let Some(line) = self.seen.panic.take() {
-                    return self.kill(Some(Fate::End(Ended::KernelPanic { line })));
+                if let Some(panicked) = self.panicked() {
+                    return self.kill(Some(Fate::End(panicked)));
                 }
                 if let Some(loops) = self.count_reboot(at) {
                     return self.kill(Some(Fate::End(loops)));
@@ -241,29 +245,23 @@ impl Life {
 
     fn overdue(self) -> (Self, Vec<Effect>) {
         let times = self.times;
-        let panicked = || {
-            self.seen
-                .panic
-                .clone()
-                .map(|line| Ended::KernelPanic { line })
-        };
         match self.step {
             Step::Starting => self.end(Ended::VmmFailed {
                 cause: format!("the VMM did not start within {} s", times.boot.as_secs()),
             }),
             Step::Booting { greeted: false } => {
                 let seconds = times.boot.as_secs();
-                let ended = panicked().unwrap_or(Ended::NoAgent { seconds });
+                let ended = self.panicked().unwrap_or(Ended::NoAgent { seconds });
                 self.kill(Some(Fate::End(ended)))
             }
             Step::Booting { greeted: true } => {
                 let seconds = times.workload_start.as_secs();
-                let ended = panicked().unwrap_or(Ended::NoWorkload { seconds });
+                let ended = self.panicked().unwrap_or(Ended::NoWorkload { seconds });
                 self.kill(Some(Fate::End(ended)))
             }
             Step::Running => {
                 let seconds = times.silence.as_secs();
-                let ended = panicked().unwrap_or(Ended::AgentSilent { seconds });
+                let ended = self.panicked().unwrap_or(Ended::AgentSilent { seconds });
                 self.kill(Some(Fate::End(ended)))
             }
             Step::Stopping(Rung::Guest) => {
@@ -318,19 +316,26 @@ impl Life {
                 .exited
                 .map_or(Ended::GuestPowerOff, Ended::Workload)
         };
-        match (self.seen.going_down, &self.seen.panic, exit) {
+        match (self.seen.going_down, self.panicked(), exit) {
             (Some(DownReason::Reboot), _, _) => Fate::Reboot,
             (Some(DownReason::Fatal), _, _) => Fate::End(Ended::AgentFatal {
                 cause: "it gave no cause".to_owned(),
             }),
             (Some(_), _, _) => Fate::End(down()),
-            (None, Some(line), VmmExit::GuestReset) => {
-                Fate::End(Ended::KernelPanic { line: line.clone() })
-            }
+            (None, Some(panicked), VmmExit::GuestReset) => Fate::End(panicked),
             // A reset without a word, by a workload that goes past its init.
             (None, None, VmmExit::GuestReset) if self.seen.exited.is_none() => Fate::Reboot,
             (None, _, _) => Fate::End(down()),
         }
+    }
+
+    /// The end by the panic that the console told of.
+    fn panicked(&self) -> Option<Ended> {
+        let line = self.seen.panic.clone()?;
+        Some(Ended::KernelPanic {
+            line,
+            agent_called: self.agent_called,
+        })
     }
 
     fn meet(mut self, fate: Fate, at: Duration) -> (Self, Vec<Effect>) {
