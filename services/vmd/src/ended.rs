@@ -3,7 +3,7 @@
 //! | exit code | names |
 //! | --- | --- |
 //! | 0 | `stopped`, `guest-power-off`, `workload-exited` with code 0 |
-//! | the workload's | `workload-exited` (128 + n for signal n) |
+//! | the workload's | `workload-exited` (128 + n for signal n; 1 for 69 and 78) |
 //! | 69 | `vmm-missing` |
 //! | 70 | `vmm-failed`, `vmm-crashed` |
 //! | 71 | `kernel-panic` |
@@ -15,12 +15,15 @@
 //! | 77 | `reboot-loop` |
 //! | 78 | the VM is not defined, or not validly: see [`crate::prepare`] |
 //!
-//! A workload may exit with one of these codes too; the journal's `VOLANT_ENDED` always tells them apart.
+//! A workload may exit with one of these codes too; the journal's `VOLANT_ENDED` always tells them apart. Not so systemd,
+//! which gives up a unit that exits with 69 or 78: for these of a workload vmd exits with 1, and tells the true one.
 
 use std::fmt;
 
 use crate::{hypervisor::VmmExit, life::Rung};
 
+/// The VMM is not there: another try will not succeed.
+pub const EXIT_UNAVAILABLE: u8 = 69;
 /// The host could not prepare the VM; another try may succeed.
 pub const EXIT_UNPREPARED: u8 = 75;
 /// The VM is not defined, or its definition is not valid: another try will not succeed.
@@ -94,6 +97,11 @@ impl Ended {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            // The unit's RestartPreventExitStatus= is for what vmd itself cannot mend.
+            Self::Workload(WorkloadExit {
+                code: EXIT_UNAVAILABLE | EXIT_UNDEFINED,
+                ..
+            }) => 1,
             Self::Workload(exit) => exit.code,
             _ => self.kind().2,
         }
@@ -104,7 +112,11 @@ impl Ended {
             Self::Stopped(_) => ("stopped", "0012f4daaf8e4aa984f71ecd3ff5409d", 0),
             Self::Workload(_) => ("workload-exited", "a10b4f3853df41e7ac85f05d1e0c9629", 0),
             Self::GuestPowerOff => ("guest-power-off", "9b71f13f9fb74e6793f8670f99fdbb8b", 0),
-            Self::VmmMissing { .. } => ("vmm-missing", "ff5264fdbea541058bd68181d8826dc4", 69),
+            Self::VmmMissing { .. } => (
+                "vmm-missing",
+                "ff5264fdbea541058bd68181d8826dc4",
+                EXIT_UNAVAILABLE,
+            ),
             Self::VmmFailed { .. } => ("vmm-failed", "2828d1a2f79b46d7929d093d416d84fb", 70),
             Self::VmmCrashed(_) => ("vmm-crashed", "fbc0c258e8204cf98f7c6ca161ec918a", 70),
             Self::KernelPanic { .. } => ("kernel-panic", "4bc97d096bbf4e64863f8f462f6ba72f", 71),
@@ -241,6 +253,29 @@ mod tests {
         });
         assert_eq!(killed.exit_code(), 137);
         assert_eq!(killed.to_string(), "the workload was killed by signal 9");
+    }
+
+    #[test]
+    fn a_workloads_code_is_never_one_that_forbids_a_restart() {
+        let cases = [
+            (0, 0),
+            (1, 1),
+            (68, 68),
+            (69, 1),
+            (70, 70),
+            (75, 75),
+            (77, 77),
+            (78, 1),
+            (79, 79),
+            (137, 137),
+            (255, 255),
+        ];
+        for (code, expected) in cases {
+            let ended = Ended::Workload(WorkloadExit { code, signal: 0 });
+            assert_eq!(ended.exit_code(), expected, "{code}");
+            let told = format!("the workload exited with code {code}");
+            assert_eq!(ended.to_string(), told);
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     agent::ListenError,
     dbus::{self, Vm},
     definition::Definition,
-    ended::{EXIT_UNDEFINED, EXIT_UNPREPARED, Ended},
+    ended::{EXIT_UNAVAILABLE, EXIT_UNDEFINED, EXIT_UNPREPARED, Ended},
     hypervisor::{MachineSpec, Nic, detect, kernel_image},
     identity::{self, Identity, IdentityError},
     journal::Journal,
@@ -37,8 +37,6 @@ use crate::{
 const BUS_TIMEOUT: Duration = Duration::from_secs(60);
 /// For the journal, once the VM has ended.
 const LAST_WORDS: Duration = Duration::from_secs(3);
-/// A VMM that is not there.
-const EXIT_UNAVAILABLE: u8 = 69;
 
 /// The journal's `MESSAGE_ID=` of a VM that was not started.
 pub const NOT_STARTED: &str = "413caa32fe9b42f2aeeb9e146d3a98c7";
