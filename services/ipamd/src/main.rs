@@ -12,6 +12,9 @@ use volant_spec::{Config, config};
 /// After the name was given back: calls that were under way to us arrive within this time.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// Why the program ends when the bus was restarted: nobody would find it there any more.
+const LOST: &str = "the system bus closed the connection";
+
 /// Volant's addresses, bridge and taps.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -73,13 +76,20 @@ async fn main() -> anyhow::Result<()> {
             result?.context("cannot serve gRPC")?;
             anyhow::bail!("the gRPC server ended by itself");
         }
+        () = bus.closed() => LOST,
     };
     // In this order: once systemd knows, a call that comes now waits for our end and starts us anew.
     stopping(why);
-    dbus::release(&bus).await.context("cannot leave the bus")?;
+    if why != LOST {
+        dbus::release(&bus).await.context("cannot leave the bus")?;
+    }
     drop(end);
     serving.await?.context("cannot serve gRPC")?;
     watching.abort();
+    if why == LOST {
+        // A failure: systemd starts the service anew, with its name.
+        anyhow::bail!("{LOST}");
+    }
     idle.wait(SETTLE).await;
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::fd::AsFd,
     path::Path,
-    process::{Child, Command},
+    process::{Child, Command, ExitStatus},
     time::{Duration, Instant},
 };
 
@@ -17,13 +17,13 @@ use ipamd::{
 };
 use tokio::net::{UnixListener, UnixStream};
 use tonic::{Code, transport::Endpoint};
-use volant_dbus::ipam::ManagerProxy;
+use volant_dbus::ipam::{ManagerProxy, NAME};
 use volant_proto::ipam::v1::{
     GetNetworkRequest, ListLeasesRequest, ReleaseLeaseRequest,
     ipam_service_client::IpamServiceClient,
 };
 use volant_spec::Name;
-use zbus::{Connection, connection::Builder, message::Header};
+use zbus::{Connection, connection::Builder, fdo::DBusProxy, message::Header};
 
 /// Every caller is this VM, or none.
 struct Always(Option<&'static str>);
@@ -213,6 +213,55 @@ fn bus(dir: &Path) -> Option<(Killed, String)> {
     Some((Killed(child), address))
 }
 
+fn program(dir: &Path, bus: &str, idle_sec: &str) -> Killed {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ipamd"));
+    command
+        .args(["--idle-sec", idle_sec, "--config", "/nonexistent"])
+        .arg("--state-dir")
+        .arg(dir)
+        .arg("--socket")
+        .arg(dir.join("ipamd.sock"))
+        .env("DBUS_SYSTEM_BUS_ADDRESS", bus)
+        .env_remove("JOURNAL_STREAM");
+    Killed(command.spawn().unwrap())
+}
+
+async fn ended(child: &mut Killed) -> ExitStatus {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(status) = child.0.try_wait().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "it does not leave");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn netns_the_program_ends_with_a_failure_when_the_bus_is_gone() {
+    let Some(host) = Host::new() else { return };
+    host.block_on(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let Some((bus, address)) = bus(dir.path()) else {
+            return;
+        };
+        let mut child = program(dir.path(), &address, "0");
+        let client = Builder::address(address.as_str()).build().await.unwrap();
+        let names = DBusProxy::new(&client).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !names
+            .name_has_owner(NAME.try_into().unwrap())
+            .await
+            .unwrap()
+        {
+            assert!(Instant::now() < deadline, "the name does not come");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        drop(bus);
+        assert_eq!(ended(&mut child).await.code(), Some(1));
+    });
+}
+
 #[test]
 fn netns_the_program_serves_refuses_strangers_and_leaves_when_idle() {
     let Some(host) = Host::new() else { return };
@@ -221,16 +270,7 @@ fn netns_the_program_serves_refuses_strangers_and_leaves_when_idle() {
         let Some((_bus, address)) = bus(dir.path()) else {
             return;
         };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ipamd"));
-        command
-            .args(["--idle-sec", "2", "--config", "/nonexistent"])
-            .arg("--state-dir")
-            .arg(dir.path())
-            .arg("--socket")
-            .arg(dir.path().join("ipamd.sock"))
-            .env("DBUS_SYSTEM_BUS_ADDRESS", &address)
-            .env_remove("JOURNAL_STREAM");
-        let mut child = Killed(command.spawn().unwrap());
+        let mut child = program(dir.path(), &address, "2");
         let client = Builder::address(address.as_str()).build().await.unwrap();
         let manager = ManagerProxy::new(&client).await.unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -248,13 +288,7 @@ fn netns_the_program_serves_refuses_strangers_and_leaves_when_idle() {
             "{error}"
         );
         assert!(link("vbr0").is_null());
-        let status = loop {
-            if let Some(status) = child.0.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < deadline, "it does not leave");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
+        let status = ended(&mut child).await;
         assert!(status.success(), "{status:?}");
     });
 }
