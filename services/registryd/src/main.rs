@@ -2,9 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use registryd::{Fetcher, Limits, Registry, Store, dbus, grpc};
+use tokio::sync::oneshot;
 use volant_service::{Idle, Sockets, init_logging, ready, shutdown, stopping};
 
 /// Keeps what should exist on this host: plugins, their artifacts, VM definitions.
@@ -46,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
         .context("cannot serve on the system bus")?;
     ready("keeping the registry").context("cannot tell systemd that the service serves")?;
 
+    let (tell_lost, was_lost) = oneshot::channel();
     let end = async {
         let idle = async {
             match args.idle_sec {
@@ -53,11 +55,16 @@ async fn main() -> anyhow::Result<()> {
                 seconds => idle.wait(Duration::from_secs(seconds)).await,
             }
         };
-        tokio::select! {
-            signal = told => tracing::info!("ending: {signal}"),
-            () = idle => tracing::debug!("ending: idle"),
-        }
+        let lost = tokio::select! {
+            signal = told => { tracing::info!("ending: {signal}"); false }
+            () = idle => { tracing::debug!("ending: idle"); false }
+            () = bus.closed() => true,
+        };
         stopping("ending");
+        let _ = tell_lost.send(lost);
+        if lost {
+            return;
+        }
         // The name first: the next call on the bus starts a new process.
         if let Err(error) = dbus::release_name(&bus).await {
             tracing::warn!("cannot release the bus name: {error}");
@@ -66,6 +73,10 @@ async fn main() -> anyhow::Result<()> {
     grpc::serve(socket, registry, end)
         .await
         .context("cannot serve on the socket")?;
+    if was_lost.await.unwrap_or(false) {
+        // A failure: systemd starts the service anew, with its name.
+        bail!("the system bus closed the connection");
+    }
     bus.graceful_shutdown().await;
     Ok(())
 }

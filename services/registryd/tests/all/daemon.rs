@@ -43,7 +43,7 @@ impl Drop for Process {
 struct Host {
     dir: TempDir,
     bus: String,
-    _bus_daemon: Process,
+    bus_daemon: Process,
 }
 
 impl Host {
@@ -63,7 +63,7 @@ impl Host {
         Self {
             dir,
             bus: line.trim().to_owned(),
-            _bus_daemon: Process(daemon),
+            bus_daemon: Process(daemon),
         }
     }
 
@@ -169,6 +169,14 @@ async fn an_idle_daemon_ends_well_though_clients_stay_connected() {
     let bus = DBusProxy::new(&host.connect().await).await.unwrap();
     let owned = bus.name_has_owner(NAME.try_into().unwrap()).await.unwrap();
     assert!(!owned);
+}
+
+#[tokio::test]
+async fn a_daemon_whose_bus_is_gone_ends_with_a_failure() {
+    let mut host = Host::start();
+    let (mut process, _client) = host.registryd(0).await;
+    host.bus_daemon.0.kill().unwrap();
+    assert_eq!(ended(&mut process).await.code(), Some(1));
 }
 
 #[tokio::test]
