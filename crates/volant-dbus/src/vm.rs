@@ -75,4 +75,8 @@ pub trait Vm {
 
     #[zbus(property(emits_changed_signal = "false"))]
     fn memory_available_kib(&self) -> zbus::Result<u64>;
+
+    /// What the agent itself holds of the guest's memory.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn agent_resident_kib(&self) -> zbus::Result<u64>;
 }

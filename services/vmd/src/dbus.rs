@@ -107,6 +107,12 @@ impl Vm {
     async fn memory_available_kib(&self) -> u64 {
         self.0.borrow().heartbeat.memory_available_kib
     }
+
+    /// What the agent itself holds of the guest's memory.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn agent_resident_kib(&self) -> u64 {
+        self.0.borrow().heartbeat.agent_resident_kib
+    }
 }
 
 /// Emits `PropertiesChanged` for what changes in `live`, until its publisher is gone.

@@ -70,6 +70,7 @@ async fn properties_are_live_and_their_changes_are_told() {
         live.phase = "running";
         live.workload_pid = 42;
         live.heartbeat.memory_total_kib = 2048;
+        live.heartbeat.agent_resident_kib = 1536;
     });
     let phase = async {
         while phases.next().await.unwrap().get().await.unwrap() != "running" {}
@@ -78,6 +79,7 @@ async fn properties_are_live_and_their_changes_are_told() {
     timeout(LONG, phase).await.expect("told in time");
     assert_eq!(proxy.phase().await.unwrap(), "running");
     assert_eq!(proxy.memory_total_kib().await.unwrap(), 2048);
+    assert_eq!(proxy.agent_resident_kib().await.unwrap(), 1536);
 
     drop(live);
     timeout(LONG, announcing).await.unwrap().unwrap().unwrap();
