@@ -3,6 +3,7 @@
 //! It keeps no state: what should exist is registryd's, who has which address is ipamd's, what runs is systemd's. What
 //! it does own is the order of the steps when a VM is created or deleted (`lifecycle.rs`).
 
+mod deletion;
 pub mod ipam;
 mod lifecycle;
 pub mod live;
@@ -16,16 +17,14 @@ pub mod serve;
 pub mod systemd;
 pub mod view;
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use tokio::sync::Mutex;
 use volant_service::{Busy, Idle};
-use volant_spec::Name;
 
 pub use problem::{Kind, Problem};
 pub use systemd::Systemd;
 
-use crate::{ipam::Ipam, registry::Registry};
+use crate::{deletion::Deletions, ipam::Ipam, registry::Registry};
 
 /// Everything that a request can ask for. Clones share it.
 #[derive(Clone, Debug)]
@@ -37,8 +36,7 @@ struct Inner {
     ipam: Ipam,
     systemd: Systemd,
     idle: Idle,
-    /// The deletions under way, so that two requests to delete a VM are one deletion.
-    deletions: Mutex<HashMap<Name, lifecycle::Deletion>>,
+    deletions: Deletions,
 }
 
 impl Gateway {
@@ -49,7 +47,7 @@ impl Gateway {
             ipam,
             systemd,
             idle,
-            deletions: Mutex::default(),
+            deletions: Deletions::default(),
         }))
     }
 

@@ -8,11 +8,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use futures_util::{
-    FutureExt, StreamExt,
-    future::{BoxFuture, Shared},
-    stream,
-};
+use futures_util::{StreamExt, stream};
 use tracing::Instrument;
 use volant_proto::{
     ipam::v1::Lease,
@@ -21,13 +17,12 @@ use volant_proto::{
 use volant_spec::{Name, unit};
 
 use crate::{
-    Gateway, Kind, Problem, live,
+    Gateway, Kind, Problem,
+    deletion::cut_off,
+    live,
     systemd::{ActiveState, Change, JobResult, SystemdError, UnitState},
     view,
 };
-
-/// A deletion under way, and how it ended for all who wait for it.
-pub type Deletion = Shared<BoxFuture<'static, Result<(), Problem>>>;
 
 /// How many VMs are looked at at once for a list.
 const AT_ONCE: usize = 32;
@@ -209,25 +204,15 @@ impl Gateway {
     /// # Errors
     /// There is no such VM; or a step fails: then it stays marked, and the deletion can be asked for again.
     pub async fn delete(&self, name: &Name) -> Result<(), Problem> {
-        let deletion = {
-            let mut deletions = self.0.deletions.lock().await;
-            let begin = || self.begin_deletion(name.clone());
-            deletions.entry(name.clone()).or_insert_with(begin).clone()
+        let begin = || {
+            let (this, busy, name) = (self.clone(), self.busy(), name.clone());
+            async move {
+                let _busy = busy;
+                this.carry_out_deletion(&name).await
+            }
         };
+        let deletion = self.0.deletions.join(name, begin);
         deletion.await
-    }
-
-    fn begin_deletion(&self, name: Name) -> Deletion {
-        let (this, busy) = (self.clone(), self.busy());
-        let task = async move {
-            let deleted = this.carry_out_deletion(&name).await;
-            this.0.deletions.lock().await.remove(&name);
-            drop(busy);
-            deleted
-        };
-        let task = tokio::spawn(task.in_current_span());
-        let ended = async move { task.await.unwrap_or_else(|error| Err(cut_off(&error))) };
-        ended.boxed().shared()
     }
 
     async fn carry_out_deletion(&self, name: &Name) -> Result<(), Problem> {
@@ -408,8 +393,4 @@ impl From<SystemdError> for Problem {
         };
         Problem::new(kind, detail)
     }
-}
-
-fn cut_off(error: &tokio::task::JoinError) -> Problem {
-    Problem::internal(format!("the work was cut off: {error}"))
 }
