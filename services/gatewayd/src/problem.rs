@@ -31,6 +31,7 @@ pub enum Kind {
     VmExists,
     PluginInUse,
     BeingDeleted,
+    RequestTimeout,
     TooLarge,
     UnsupportedMediaType,
     Internal,
@@ -88,6 +89,11 @@ impl Kind {
             Self::VmExists => ("vm-exists", S::CONFLICT, "The VM exists already"),
             Self::PluginInUse => ("plugin-in-use", S::CONFLICT, "VMs use the plugin"),
             Self::BeingDeleted => ("being-deleted", S::CONFLICT, "The VM is being deleted"),
+            Self::RequestTimeout => (
+                "request-timeout",
+                S::REQUEST_TIMEOUT,
+                "The request did not come in time",
+            ),
             Self::TooLarge => (
                 "too-large",
                 S::PAYLOAD_TOO_LARGE,

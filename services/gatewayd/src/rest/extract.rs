@@ -16,6 +16,8 @@ use crate::{Kind, Problem};
 
 /// The largest JSON body, in bytes: a manifest of the largest size, and what is around it.
 pub const MAX_JSON: usize = 2 * 1024 * 1024;
+/// How long a JSON body may be silent.
+const SILENCE: Duration = Duration::from_secs(30);
 /// What the rest of a body that nobody wants may take to be thrown away.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -69,9 +71,18 @@ pub async fn json_body(request: Request) -> Result<Bytes, Problem> {
         let detail = "the body must be JSON, with Content-Type: application/json";
         return Err(Problem::new(Kind::UnsupportedMediaType, detail));
     }
-    let mut body = request.into_body().into_data_stream();
+    whole(request.into_body(), SILENCE).await
+}
+
+/// The bytes of a body that is never silent for longer than that.
+async fn whole(body: Body, silence: Duration) -> Result<Bytes, Problem> {
+    let mut body = body.into_data_stream();
     let mut bytes = BytesMut::new();
-    while let Some(chunk) = body.next().await {
+    loop {
+        let chunk = tokio::time::timeout(silence, body.next()).await;
+        let Some(chunk) = chunk.map_err(|_| stalled(silence))? else {
+            return Ok(bytes.freeze());
+        };
         let chunk = chunk.map_err(|error| unread(&error))?;
         if bytes.len() + chunk.len() > MAX_JSON {
             throw_away(Body::from_stream(body)).await;
@@ -81,7 +92,6 @@ pub async fn json_body(request: Request) -> Result<Bytes, Problem> {
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes.freeze())
 }
 
 /// The value that a JSON body is; unknown fields are refused by the value's type.
@@ -105,6 +115,11 @@ pub fn unread(error: &axum::Error) -> Problem {
     Problem::invalid(format!("cannot read the request's body: {error}"))
 }
 
+fn stalled(silence: Duration) -> Problem {
+    let detail = format!("nothing more of the request's body came within {silence:?}");
+    Problem::new(Kind::RequestTimeout, detail)
+}
+
 fn is_json(headers: &HeaderMap) -> bool {
     let value = headers
         .get(CONTENT_TYPE)
@@ -113,4 +128,43 @@ fn is_json(headers: &HeaderMap) -> bool {
         let essence = value.split(';').next().unwrap_or_default().trim();
         essence.eq_ignore_ascii_case("application/json")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream;
+
+    use super::*;
+
+    fn pieces(
+        number: usize,
+        wait: Duration,
+    ) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> {
+        stream::iter(0..number).then(move |_| async move {
+            tokio::time::sleep(wait).await;
+            Ok(Bytes::from_static(b" "))
+        })
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stalls_is_given_up() {
+        let body = pieces(2, Duration::ZERO).chain(stream::pending());
+        let stalled = whole(Body::from_stream(body), Duration::from_millis(50));
+        let told = tokio::time::timeout(Duration::from_secs(10), stalled).await;
+        let problem = told.expect("it waits for ever").unwrap_err();
+        assert_eq!(
+            (problem.kind, problem.kind.status().as_u16()),
+            (Kind::RequestTimeout, 408)
+        );
+        assert!(problem.detail.ends_with("within 50ms"), "{problem}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_slow_is_waited_for() {
+        let body = Body::from_stream(pieces(6, Duration::from_millis(300)));
+        let bytes = whole(body, Duration::from_millis(1500)).await.unwrap();
+        assert_eq!(bytes.len(), 6);
+    }
 }
