@@ -27,6 +27,7 @@ pub struct Live {
     pub ready_since_unix_ms: Option<u64>,
     pub memory_total_kib: Option<u64>,
     pub memory_available_kib: Option<u64>,
+    pub agent_resident_kib: Option<u64>,
 }
 
 /// Asks a VM's supervisor; `None` when there is none, or when it does not answer in time.
@@ -67,6 +68,7 @@ fn read(mut properties: HashMap<String, OwnedVariant>) -> Live {
     let ready_since_unix_ms = large("ReadySinceUnixMs");
     let memory_total_kib = large("MemoryTotalKib");
     let memory_available_kib = large("MemoryAvailableKib");
+    let agent_resident_kib = large("AgentResidentKib");
     let mut small = |name| take::<u32>(&mut properties, name).filter(|&number| number != 0);
     Live {
         phase,
@@ -81,6 +83,7 @@ fn read(mut properties: HashMap<String, OwnedVariant>) -> Live {
         ready_since_unix_ms,
         memory_total_kib,
         memory_available_kib,
+        agent_resident_kib,
     }
 }
 
@@ -90,4 +93,14 @@ fn take<T: TryFrom<OwnedVariant>>(
     name: &str,
 ) -> Option<T> {
     properties.remove(name)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_supervisor_does_not_have_is_absent() {
+        assert_eq!(read(HashMap::new()), Live::default());
+    }
 }

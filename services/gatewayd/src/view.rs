@@ -66,6 +66,8 @@ pub struct Vm {
     pub agent_version: Option<String>,
     pub memory_total_kib: Option<u64>,
     pub memory_available_kib: Option<u64>,
+    /// What the agent itself takes of the guest's memory.
+    pub agent_resident_kib: Option<u64>,
     pub ready_since: Option<String>,
     pub deleting: bool,
     /// How often systemd started it again by itself.
@@ -122,6 +124,7 @@ pub fn vm(
         agent_version: live.agent_version,
         memory_total_kib: live.memory_total_kib,
         memory_available_kib: live.memory_available_kib,
+        agent_resident_kib: live.agent_resident_kib,
         ready_since: ready_since.map(|time| time.to_string()),
         deleting: defined.deleting,
         restarts: unit.restarts,

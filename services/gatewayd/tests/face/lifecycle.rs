@@ -28,7 +28,7 @@ async fn a_created_vm_is_answered_once_it_runs() {
         "phase": "running", "status": "running at 192.168.127.2",
         "address": "192.168.127.2", "mac": "52:54:00:00:00:01", "cid": 3,
         "unit": UNIT, "enabled": false, "agent_version": null,
-        "memory_total_kib": null, "memory_available_kib": null,
+        "memory_total_kib": null, "memory_available_kib": null, "agent_resident_kib": 3072,
         "ready_since": "2023-11-14T22:13:20.123Z", "deleting": false, "restarts": 0,
     });
     assert_eq!(answer.json(), expected);

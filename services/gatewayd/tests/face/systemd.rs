@@ -430,4 +430,9 @@ impl Supervisor {
     fn memory_total_kib(&self) -> u64 {
         0
     }
+
+    #[zbus(property)]
+    fn agent_resident_kib(&self) -> u64 {
+        3072
+    }
 }
