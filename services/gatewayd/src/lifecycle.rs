@@ -20,7 +20,7 @@ use crate::{
     Gateway, Kind, Problem,
     deletion::cut_off,
     live,
-    systemd::{ActiveState, Change, JobResult, SystemdError, UnitState},
+    systemd::{Change, JobResult, SystemdError, UnitState},
     view,
 };
 
@@ -276,11 +276,8 @@ impl Gateway {
     /// Starts or restarts the unit, and waits until the guest is ready.
     async fn launch(&self, name: &Name, change: Change) -> Result<(), Problem> {
         let (systemd, unit) = (self.systemd(), unit::vm(name));
-        let before = systemd.unit(&unit).await?;
-        if before.active == ActiveState::Failed {
-            // Who asks by name is not held to how often it failed by itself.
-            systemd.reset_failed(&unit).await?;
-        }
+        // Who asks by name is not held to how often it failed or was started before: systemd counts both.
+        systemd.reset_failed(&unit).await?;
         let why = match systemd.carry_out(change, &unit).await {
             Ok(JobResult::Done) => return Ok(()),
             Ok(JobResult::Canceled) => "something else stopped it or started it anew".to_owned(),

@@ -146,6 +146,16 @@ async fn a_vm_that_does_not_start_again_stays_and_can_be_tried_again() {
 }
 
 #[tokio::test]
+async fn who_asks_by_name_is_not_held_to_how_often_a_vm_was_started() {
+    let setup = Setup::new().await;
+    setup.post("/api/v1/vms", WEB).await;
+    for act in ["restart", "start"].repeat(6) {
+        let answer = setup.post(&format!("/api/v1/vms/web/{act}"), "").await;
+        assert_eq!(answer.status.as_u16(), 200, "{answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_deleted_vm_is_marked_stopped_disabled_released_and_removed_in_that_order() {
     let setup = Setup::new().await;
     setup.world.lock().vm("web", false);

@@ -13,6 +13,9 @@ use zbus::{
     object_server::SignalEmitter,
 };
 
+/// How often a unit can be started until its failures are reset.
+const LIMIT: u32 = 5;
+
 /// What a start of a unit comes to.
 #[derive(Clone, Debug)]
 pub enum Start {
@@ -57,6 +60,8 @@ pub struct FakeSystemd(Arc<Mutex<State>>);
 struct State {
     units: HashMap<String, Unit>,
     starts: HashMap<String, VecDeque<Start>>,
+    /// How often each was started since its failures were reset.
+    counts: HashMap<String, u32>,
     calls: Vec<String>,
     jobs: u32,
     denied: bool,
@@ -139,6 +144,14 @@ impl FakeSystemd {
         Ok(OwnedObjectPath::try_from(path).unwrap())
     }
 
+    /// Counts a start; false when there were too many.
+    fn count(&self, name: &str) -> bool {
+        let mut state = self.0.lock().unwrap();
+        let count = state.counts.entry(name.to_owned()).or_default();
+        *count += 1;
+        *count <= LIMIT
+    }
+
     fn starting(&self, name: &str) -> Start {
         let mut state = self.0.lock().unwrap();
         let start = state.starts.get_mut(name).and_then(VecDeque::pop_front);
@@ -170,6 +183,13 @@ impl FakeSystemd {
                 self.settle(&format!("volant-vm@{vm}"), |unit| unit.file = file);
                 return "done";
             }
+        }
+        if !self.count(name) {
+            self.settle(name, |unit| {
+                unit.active = "failed";
+                unit.result = "start-limit-hit";
+            });
+            return "failed";
         }
         loop {
             match self.starting(name) {
@@ -219,6 +239,14 @@ fn job(id: u32) -> OwnedObjectPath {
 fn path(unit: &str) -> String {
     let label = unit.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
     format!("/org/freedesktop/systemd1/unit/{label}")
+}
+
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "org.freedesktop.systemd1")]
+enum Error {
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    NoSuchUnit(String),
 }
 
 struct Manager(FakeSystemd);
@@ -312,8 +340,14 @@ impl Manager {
         Ok(job(id))
     }
 
-    fn reset_failed_unit(&self, name: &str) -> fdo::Result<()> {
-        self.0.change("reset-failed", name)?;
+    fn reset_failed_unit(&self, name: &str) -> Result<(), Error> {
+        if self.0.unit(name).is_none() {
+            return Err(Error::NoSuchUnit(format!("Unit {name} not loaded.")));
+        }
+        self.0
+            .change("reset-failed", name)
+            .map_err(zbus::Error::from)?;
+        self.0.0.lock().unwrap().counts.remove(name);
         self.0.settle(name, |unit| {
             if unit.active == "failed" {
                 unit.active = "inactive";
