@@ -1,5 +1,7 @@
 //! The main job, as a stranger would do it: the README's tour on a throw-away host.
 
+#![allow(clippy::print_stdout, reason = "the demo is what it prints")]
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};

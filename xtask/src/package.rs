@@ -45,7 +45,7 @@ pub fn build() -> Result<Packages> {
     let (kernel, kestrel) = kernel()?;
 
     say::step("Packing");
-    let packed = ["volant", "volant-fledge", "volant-kernel"].map(|package| file(package));
+    let packed = ["volant", "volant-fledge", "volant-kernel"].map(file);
     for old in Packages::files_in(&folder)?
         .iter()
         .filter(|old| !packed.contains(old))

@@ -199,10 +199,9 @@ impl Host {
             "cannot ask the host to power off"
         );
         eventually("the host has powered off", Duration::from_secs(120), || {
-            Ok(self
-                .container
+            self.container
                 .try_wait()
-                .context("cannot wait for the host")?)
+                .context("cannot wait for the host")
         })?;
         Ok(())
     }
@@ -254,10 +253,9 @@ impl Drop for Host {
             kill(Pid::from_raw(leader), Signal::SIGKILL).ok();
         }
         let ended = eventually("the host has ended", Duration::from_secs(20), || {
-            Ok(self
-                .container
+            self.container
                 .try_wait()
-                .context("cannot wait for the host")?)
+                .context("cannot wait for the host")
         });
         if ended.is_err() {
             self.container.kill().ok();

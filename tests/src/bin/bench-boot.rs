@@ -3,6 +3,8 @@
 //! Everything is a ratio within one run on one machine: the bare VMM, with the same arguments, kernel and initramfs, is
 //! started between the rounds.
 
+#![allow(clippy::print_stdout, reason = "the table is what it is for")]
+
 use std::{
     env, fs,
     path::PathBuf,
