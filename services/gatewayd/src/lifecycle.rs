@@ -6,7 +6,10 @@
 //! ```
 //! A deletion that is cut off anywhere is finished at the next start: its tombstone is still there.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, stream};
 use tracing::Instrument;
@@ -20,7 +23,7 @@ use crate::{
     Gateway, Kind, Problem,
     deletion::cut_off,
     live,
-    systemd::{Change, JobResult, SystemdError, UnitState},
+    systemd::{ActiveState, Change, JobResult, SystemdError, UnitState},
     view,
 };
 
@@ -32,6 +35,10 @@ const EVERY_VM: &str = "volant-vm@*.service";
 const LEASES: Duration = Duration::from_secs(3);
 /// How often a unit is stopped that somebody else starts again.
 const STOPS: usize = 3;
+/// What something else that took a unit in hand may take to start it; units have shorter timeouts of their own.
+const SETTLING: Duration = Duration::from_secs(15 * 60);
+/// Between the looks at such a unit.
+const LOOKS: Duration = Duration::from_millis(250);
 /// Between the tries to finish a deletion that was cut off.
 const RETRIES: [Duration; 4] = [
     Duration::from_secs(1),
@@ -54,6 +61,13 @@ pub struct NewVm {
 pub enum AtBoot {
     Start,
     Leave,
+}
+
+/// What a start came to that did not fail.
+enum Launch {
+    Ready,
+    /// Something else stopped the VM, or has it in hand: no reason to take it back.
+    Overruled(Problem),
 }
 
 impl Gateway {
@@ -120,7 +134,8 @@ impl Gateway {
         Ok(view::vm(defined, unit_name, &unit, live, lease))
     }
 
-    /// Defines a VM and starts it. Goes on when the caller does not wait. No trace is left of a VM that does not start.
+    /// Defines a VM and starts it. Goes on when the caller does not wait. No trace is left of a VM that does not start,
+    /// but one that something else stopped meanwhile stays.
     ///
     /// # Errors
     /// The definition is refused, or the start fails: with the reason.
@@ -134,12 +149,13 @@ impl Gateway {
                     this.change_boot(&name, AtBoot::Start).await?;
                 }
                 if new.start {
-                    this.launch(&name, Change::Start).await?;
+                    return this.launch(&name, Change::Start).await;
                 }
-                Ok(())
+                Ok(Launch::Ready)
             };
             match began.await {
-                Ok(()) => this.vm(&name).await,
+                Ok(Launch::Ready) => this.vm(&name).await,
+                Ok(Launch::Overruled(problem)) => Err(problem),
                 Err(problem) => Err(this.take_back(&name, &defined, problem).await),
             }
         })
@@ -177,7 +193,10 @@ impl Gateway {
         self.see_through(async move {
             this.present(&name).await?;
             match change {
-                Change::Start | Change::Restart => this.launch(&name, change).await?,
+                Change::Start | Change::Restart => match this.launch(&name, change).await? {
+                    Launch::Ready => {}
+                    Launch::Overruled(problem) => return Err(problem),
+                },
                 Change::Stop => this.halt(&name).await?,
             }
             this.vm(&name).await
@@ -274,13 +293,26 @@ impl Gateway {
     }
 
     /// Starts or restarts the unit, and waits until the guest is ready.
-    async fn launch(&self, name: &Name, change: Change) -> Result<(), Problem> {
+    async fn launch(&self, name: &Name, change: Change) -> Result<Launch, Problem> {
         let (systemd, unit) = (self.systemd(), unit::vm(name));
         // Who asks by name is not held to how often it failed or was started before: systemd counts both.
         systemd.reset_failed(&unit).await?;
+        let mut overruled = false;
         let why = match systemd.carry_out(change, &unit).await {
-            Ok(JobResult::Done) => return Ok(()),
-            Ok(JobResult::Canceled) => "something else stopped it or started it anew".to_owned(),
+            Ok(JobResult::Done) => return Ok(Launch::Ready),
+            Ok(JobResult::Canceled) => match self.settled(&unit).await {
+                Ok(left) if left.active == ActiveState::Active => return Ok(Launch::Ready),
+                Ok(left) if left.active == ActiveState::Failed => left.failure(),
+                Ok(left) => {
+                    overruled = true;
+                    let what = match left.active.is_down() {
+                        true => "stopped it",
+                        false => "has it in hand, and it is not ready yet",
+                    };
+                    format!("something else {what}; it stays defined")
+                }
+                Err(error) => return Ok(Launch::Overruled(error.into())),
+            },
             Ok(JobResult::Failed(result)) if result == "dependency" => {
                 "a unit that it depends on did not start".to_owned()
             }
@@ -295,10 +327,28 @@ impl Gateway {
                 Err(problem)
             }
             Err(problem) if problem.kind == Kind::BeingDeleted => Err(problem),
-            _ => Err(Problem::new(
-                Kind::StartFailed,
-                format!("VM {name} did not start: {why}; see: journalctl -u volant-vm@{name}"),
-            )),
+            _ => {
+                let detail =
+                    format!("VM {name} did not start: {why}; see: journalctl -u volant-vm@{name}");
+                let problem = Problem::new(Kind::StartFailed, detail);
+                match overruled {
+                    true => Ok(Launch::Overruled(problem)),
+                    false => Err(problem),
+                }
+            }
+        }
+    }
+
+    /// A unit that something else took in hand, once it runs or is down; or as it is after a long time.
+    async fn settled(&self, unit: &str) -> Result<UnitState, SystemdError> {
+        let begun = Instant::now();
+        loop {
+            let state = self.systemd().unit(unit).await?;
+            let is_settled = state.active == ActiveState::Active || state.active.is_down();
+            if is_settled || begun.elapsed() >= SETTLING {
+                return Ok(state);
+            }
+            tokio::time::sleep(LOOKS).await;
         }
     }
 

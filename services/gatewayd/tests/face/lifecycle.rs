@@ -156,6 +156,45 @@ async fn who_asks_by_name_is_not_held_to_how_often_a_vm_was_started() {
 }
 
 #[tokio::test]
+async fn a_start_that_something_else_replaces_is_waited_for() {
+    for (left, end, status) in [
+        ("activating", "active", 201),
+        ("deactivating", "failed", 502),
+    ] {
+        let setup = Setup::new().await;
+        setup.systemd.next_start(UNIT, Start::Canceled(left));
+        let create = setup.post("/api/v1/vms", WEB);
+        let settle = async {
+            // The first look is over when the second one is asked for.
+            eventually("it is looked at twice", || setup.systemd.loads() >= 2).await;
+            assert_eq!(setup.world.calls(), ["CreateVm web"]);
+            setup.systemd.set(UNIT, Unit::new(end));
+        };
+        let (answer, ()) = tokio::join!(create, settle);
+        assert_eq!(answer.status.as_u16(), status, "{answer:?}");
+        let is_there = setup.world.lock().vms.contains_key("web");
+        assert_eq!(is_there, end == "active");
+    }
+}
+
+#[tokio::test]
+async fn a_new_vm_that_something_else_stops_stays() {
+    let setup = Setup::new().await;
+    setup.systemd.next_start(UNIT, Start::Canceled("inactive"));
+    let answer = setup.post("/api/v1/vms", WEB).await;
+    let (kind, detail) = answer.problem();
+    assert_eq!(kind, "start-failed");
+    assert!(
+        detail.contains("something else stopped it; it stays defined"),
+        "{detail}"
+    );
+    assert_eq!(
+        setup.get("/api/v1/vms/web").await.json()["phase"],
+        "stopped"
+    );
+}
+
+#[tokio::test]
 async fn a_deleted_vm_is_marked_stopped_disabled_released_and_removed_in_that_order() {
     let setup = Setup::new().await;
     setup.world.lock().vm("web", false);

@@ -23,6 +23,8 @@ pub enum Start {
     Ready,
     /// Fails, with the service's last words.
     Fails(&'static str),
+    /// Its job gives way to another one, which leaves the unit in that state.
+    Canceled(&'static str),
     /// What the next one says, once the semaphore has a permit.
     Waits(Arc<Semaphore>),
 }
@@ -67,6 +69,7 @@ struct State {
     denied: bool,
     loading: usize,
     most_loading: usize,
+    loads: usize,
 }
 
 impl FakeSystemd {
@@ -117,8 +120,14 @@ impl FakeSystemd {
         self.0.lock().unwrap().most_loading
     }
 
+    /// How often units were loaded.
+    pub fn loads(&self) -> usize {
+        self.0.lock().unwrap().loads
+    }
+
     fn loading(&self, change: isize) {
         let mut state = self.0.lock().unwrap();
+        state.loads += usize::from(change > 0);
         state.loading = state.loading.checked_add_signed(change).unwrap();
         state.most_loading = state.most_loading.max(state.loading);
     }
@@ -194,6 +203,10 @@ impl FakeSystemd {
         loop {
             match self.starting(name) {
                 Start::Ready => break,
+                Start::Canceled(active) => {
+                    self.settle(name, |unit| unit.active = active);
+                    return "canceled";
+                }
                 Start::Waits(semaphore) => semaphore.acquire().await.unwrap().forget(),
                 Start::Fails(words) => {
                     self.settle(name, |unit| {
