@@ -19,15 +19,20 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use ipnet::IpNet;
+use tokio::time::{Instant, sleep};
 use volant_service::Idle;
 use volant_spec::{Name, config};
 
 use network::{Network, NetworkError};
 use pool::{Lease, capacity};
 use store::{LeaseError, Store, StoreError};
+
+/// The kernel has no "wait until this tap is gone": look until it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
 /// The one door. Clones share everything.
 #[derive(Clone, Debug)]
@@ -37,8 +42,10 @@ pub struct Ipam(Arc<Inner>);
 struct Inner {
     /// Locked for no `.await`.
     store: Mutex<Store>,
-    /// One at a time tells the kernel things: what is found must still be so when it is mended.
-    network: tokio::sync::Mutex<Network>,
+    network: Network,
+    /// One at a time tells the kernel things: what is found must still be so when it is mended. Nobody waits for a
+    /// process to end meanwhile.
+    turn: tokio::sync::Mutex<()>,
     settings: config::Network,
     idle: Idle,
 }
@@ -101,7 +108,8 @@ impl Ipam {
         let store = Store::open(&state_dir.join("leases.db"))?;
         Ok(Self(Arc::new(Inner {
             store: Mutex::new(store),
-            network: tokio::sync::Mutex::new(network),
+            network,
+            turn: tokio::sync::Mutex::new(()),
             settings,
             idle,
         })))
@@ -114,16 +122,24 @@ impl Ipam {
     /// There is no address for it, or the host's network cannot be set up; a lease that was given stays.
     pub async fn attach(&self, vm: &Name) -> Result<(Place, OwnedFd), AttachError> {
         let _busy = self.0.idle.busy();
-        let network = self.0.network.lock().await;
-        let lease = self.store().lease(self.0.settings.subnet, vm)?;
-        let leases = self.store().leases().map_err(LeaseError::Store)?;
-        let tap = network
-            .attach(&lease, &leases)
-            .await
-            .map_err(|source| AttachError::Network {
-                vm: vm.clone(),
-                source,
-            })?;
+        let deadline = Instant::now() + network::tap::PATIENCE;
+        let failed = |source| AttachError::Network {
+            vm: vm.clone(),
+            source,
+        };
+        let (lease, tap) = loop {
+            let turn = self.0.turn.lock().await;
+            let lease = self.store().lease(self.0.settings.subnet, vm)?;
+            let leases = self.store().leases().map_err(LeaseError::Store)?;
+            match self.0.network.attach(&lease, &leases).await {
+                Ok(tap) => break (lease, tap),
+                Err(error) if !error.may_pass() || Instant::now() >= deadline => {
+                    return Err(failed(error));
+                }
+                Err(_) => drop(turn),
+            }
+            self.wait_free(&lease, deadline).await.map_err(failed)?;
+        };
         let prefix = self.0.settings.subnet.net().prefix_len();
         let place = Place {
             address: IpNet::new_assert(lease.address, prefix),
@@ -147,18 +163,22 @@ impl Ipam {
     /// The VM is attached still: its address must not become another's.
     pub async fn release(&self, vm: &Name) -> Result<bool, ReleaseError> {
         let _busy = self.0.idle.busy();
-        let network = self.0.network.lock().await;
-        let leases = self.store().leases()?;
-        let Some(lease) = leases.iter().find(|lease| lease.vm == *vm) else {
-            return Ok(false);
+        let deadline = Instant::now() + network::tap::PATIENCE;
+        let (_turn, lease) = loop {
+            let turn = self.0.turn.lock().await;
+            let Some(lease) = self.lease_of(vm)? else {
+                return Ok(false);
+            };
+            match self.0.network.detached(&lease).await {
+                Ok(()) => break (turn, lease),
+                Err(source) if !source.may_pass() || Instant::now() >= deadline => {
+                    let vm = vm.clone();
+                    return Err(ReleaseError::InUse { vm, source });
+                }
+                Err(_) => drop(turn),
+            }
+            sleep(LOOK_AGAIN).await;
         };
-        network
-            .wait_detached(lease)
-            .await
-            .map_err(|source| ReleaseError::InUse {
-                vm: vm.clone(),
-                source,
-            })?;
         let released = self.store().release(vm)?;
         tracing::info!(
             VOLANT_VM = vm.as_str(),
@@ -198,12 +218,30 @@ impl Ipam {
     /// What could not be mended.
     pub async fn mend(&self) -> Result<(), MendError> {
         let _busy = self.0.idle.busy();
-        let network = self.0.network.lock().await;
+        let _turn = self.0.turn.lock().await;
         let leases = self.store().leases()?;
         if !leases.is_empty() {
-            network.ensure(&leases).await?;
+            self.0.network.ensure(&leases).await?;
         }
         Ok(())
+    }
+
+    /// Waits until the name of the VM's tap is free, or for the deadline. Each look is in turn: the kernel lists one
+    /// thing at a time for a socket.
+    async fn wait_free(&self, lease: &Lease, deadline: Instant) -> Result<(), NetworkError> {
+        while Instant::now() < deadline {
+            sleep(LOOK_AGAIN).await;
+            let _turn = self.0.turn.lock().await;
+            if self.0.network.is_free(lease).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn lease_of(&self, vm: &Name) -> Result<Option<Lease>, StoreError> {
+        let leases = self.store().leases()?;
+        Ok(leases.into_iter().find(|lease| lease.vm == *vm))
     }
 
     fn gateway(&self) -> Ipv4Addr {

@@ -68,6 +68,12 @@ pub enum NetworkError {
 }
 
 impl NetworkError {
+    /// Whether it is about a tap that may go by itself.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::TapInUse { .. } | Self::NameTaken { .. })
+    }
+
     fn netlink(act: impl Into<String>, error: rtnetlink::Error) -> Self {
         let source = match error {
             rtnetlink::Error::NetlinkError(message) => message.to_io(),
@@ -107,18 +113,28 @@ impl Network {
     /// Opens the tap of a VM, after [`Self::ensure`].
     ///
     /// # Errors
-    /// As there; or an older tap of the VM does not go.
+    /// As there; or an older tap of the VM is there still, and may go.
     pub async fn attach(&self, lease: &Lease, leases: &[Lease]) -> Result<OwnedFd, NetworkError> {
         let bridge = self.ensure_bridge(leases).await?;
         tap::open(&self.handle, bridge, lease).await
     }
 
-    /// Waits until the VM has no tap any more.
+    /// Whether the VM has no tap any more.
     ///
     /// # Errors
-    /// It is still there after some seconds.
-    pub async fn wait_detached(&self, lease: &Lease) -> Result<(), NetworkError> {
-        tap::wait_gone(&self.handle, lease).await
+    /// It has.
+    pub async fn detached(&self, lease: &Lease) -> Result<(), NetworkError> {
+        tap::gone(&self.handle, lease).await
+    }
+
+    /// Whether no link has the name of the VM's tap.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn is_free(&self, lease: &Lease) -> Result<bool, NetworkError> {
+        let name = tap::name(lease.cid);
+        let links = link::all(&self.handle).await?;
+        Ok(!links.iter().any(|link| link.name == name))
     }
 
     /// Takes everything of ours away: rules in others' tables, our table, our bridges. Forwarding stays as it is, as

@@ -3,7 +3,6 @@
 use std::{io, os::fd::OwnedFd, time::Duration};
 
 use rtnetlink::{Handle, LinkUnspec};
-use tokio::time::{Instant, sleep};
 
 use super::{
     NetworkError,
@@ -13,8 +12,7 @@ use super::{
 use crate::pool::{Cid, Lease};
 
 /// How long an older tap may take to go: its VMM was told to end, or is being ended.
-const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(25);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The name of the tap of a VM with that context id: no two VMs share one, and the longest has 12 characters.
 #[must_use]
@@ -65,56 +63,37 @@ pub(super) async fn mend(
     Ok(())
 }
 
-/// Waits until no tap of the VM is left.
-pub(super) async fn wait_gone(handle: &Handle, lease: &Lease) -> Result<(), NetworkError> {
-    let (name, deadline) = (name(lease.cid), Instant::now() + PATIENCE);
-    loop {
-        let links = link::all(handle).await?;
-        if !links
-            .iter()
-            .any(|link| link.name == name && link.is_tap_of(&lease.vm))
-        {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(NetworkError::TapInUse {
-                name,
-                vm: lease.vm.clone(),
-            });
-        }
-        sleep(LOOK_AGAIN).await;
+/// An error if a tap of the VM is left.
+pub(super) async fn gone(handle: &Handle, lease: &Lease) -> Result<(), NetworkError> {
+    let (name, vm) = (name(lease.cid), lease.vm.clone());
+    let links = link::all(handle).await?;
+    if links
+        .iter()
+        .any(|link| link.name == name && link.is_tap_of(&vm))
+    {
+        return Err(NetworkError::TapInUse { name, vm });
     }
+    Ok(())
 }
 
-/// The kernel has no "wait until this name is free": ask until it is.
 async fn create(handle: &Handle, name: &str, lease: &Lease) -> Result<OwnedFd, NetworkError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let source = match volant_service::open_tap(name) {
-            Ok(tap) => return Ok(tap),
-            Err(error) => error,
-        };
-        if source.kind() != io::ErrorKind::ResourceBusy {
-            return Err(NetworkError::Tap {
-                name: name.to_owned(),
-                vm: lease.vm.clone(),
-                source,
-            });
-        }
-        if Instant::now() >= deadline {
-            let links = link::all(handle).await?;
-            let (name, vm) = (name.to_owned(), lease.vm.clone());
-            let ours = links
-                .iter()
-                .any(|link| link.name == name && link.is_tap_of(&vm));
-            return Err(if ours {
-                NetworkError::TapInUse { name, vm }
-            } else {
-                NetworkError::NameTaken { name, vm }
-            });
-        }
-        sleep(LOOK_AGAIN).await;
+    let source = match volant_service::open_tap(name) {
+        Ok(tap) => return Ok(tap),
+        Err(error) => error,
+    };
+    let (name, vm) = (name.to_owned(), lease.vm.clone());
+    if source.kind() != io::ErrorKind::ResourceBusy {
+        return Err(NetworkError::Tap { name, vm, source });
     }
+    let links = link::all(handle).await?;
+    let ours = links
+        .iter()
+        .any(|link| link.name == name && link.is_tap_of(&vm));
+    Err(if ours {
+        NetworkError::TapInUse { name, vm }
+    } else {
+        NetworkError::NameTaken { name, vm }
+    })
 }
 
 async fn enslave(

@@ -155,6 +155,40 @@ fn netns_an_older_tap_is_waited_for_and_named_if_it_stays() {
 }
 
 #[test]
+fn netns_others_are_served_while_an_older_tap_is_waited_for() {
+    let Some(host) = Host::new() else { return };
+    host.block_on(|| async {
+        let state = tempfile::tempdir().unwrap();
+        let ipam = ipam(state.path(), "");
+        let (place, tap) = ipam.attach(&name("web")).await.unwrap();
+        let (again, released) = (ipam.clone(), ipam.clone());
+        let again = tokio::spawn(async move { again.attach(&name("web")).await });
+        let released = tokio::spawn(async move { released.release(&name("web")).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for vm in ["db", "mail", "db2"] {
+            let vm = name(vm);
+            let attached = tokio::time::timeout(Duration::from_secs(3), ipam.attach(&vm)).await;
+            attached.expect("it waits for another VM").unwrap();
+        }
+        ipam.mend().await.unwrap();
+        assert!(!again.is_finished(), "{:?}", again.await);
+        assert!(!released.is_finished(), "{:?}", released.await);
+        drop(tap);
+        // Whoever comes first, an address that is in use is not given away.
+        let (found, _tap) = again.await.unwrap().unwrap();
+        match released.await.unwrap() {
+            Ok(true) => {}
+            other => assert!(
+                matches!(other, Err(ipamd::ReleaseError::InUse { .. })),
+                "{other:?}"
+            ),
+        }
+        assert_eq!(found, place);
+        assert!(ipam.leases().unwrap().contains(&place.lease));
+    });
+}
+
+#[test]
 fn netns_another_link_of_a_taps_name_is_not_taken_over() {
     let Some(host) = Host::new() else { return };
     host.block_on(|| async {
