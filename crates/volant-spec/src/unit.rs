@@ -1,6 +1,14 @@
-//! The names of Volant's systemd units, and which VM a process belongs to.
+//! The names of Volant's systemd units, which VM a process belongs to, and the user ids of VMs.
 
 use crate::Name;
+
+/// The first of the user ids that VMs get.
+///
+/// From here to [`LAST_UID`] is unused in systemd's plan of user ids (`systemd.io/UIDS-GIDS`): above the ids for
+/// containers (up to 0x6FFFFFFF), below the range for foreign images (from 0x7FFE0000).
+pub const FIRST_UID: u32 = 1_879_100_000;
+/// The last of the user ids that VMs get.
+pub const LAST_UID: u32 = 0x7FFD_FFFF;
 
 /// The unit that is the VM: `volant-vm@NAME.service`.
 #[must_use]

@@ -127,7 +127,7 @@ mod tests {
         VmDefinition {
             uuid: "01980000-0000-7000-8000-000000000001".to_owned(),
             name: "web".to_owned(),
-            uid: 61000,
+            uid: volant_spec::unit::FIRST_UID,
             plugin: "caddy".to_owned(),
             plugin_version: "1".to_owned(),
             cpu_cores: 1,

@@ -1,6 +1,7 @@
 //! From the supervisors' common user to the VM's own, for good, before any guest exists.
 //!
-//! A VMM that is taken over then has a user of its own, no capability, and nothing to gain one by.
+//! A VMM that is taken over then has a user of its own, no group but that of `/dev/kvm`, no capability, and nothing to
+//! gain one by.
 
 use std::{fs, io};
 
@@ -8,8 +9,12 @@ use caps::{CapSet, Capability, errors::CapsError};
 use nix::{
     errno::Errno,
     sys::prctl,
-    unistd::{Gid, Uid, setresgid, setresuid},
+    unistd::{Gid, Group, Uid, getgroups, setgroups, setresgid, setresuid},
 };
+use volant_spec::unit::{FIRST_UID, LAST_UID};
+
+/// It opens `/dev/kvm`.
+const KVM: &str = "kvm";
 
 /// What became of the identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +28,7 @@ pub enum Identity {
 /// Why the identity was not given up.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    #[error("user id {0} is no VM's: it is the superuser's or nobody's")]
+    #[error("user id {0} is no VM's: these are from {FIRST_UID} to {LAST_UID}")]
     Reserved(u32),
     #[error("cannot count the threads of this process")]
     CountThreads(#[source] io::Error),
@@ -31,6 +36,8 @@ pub enum IdentityError {
         "this process has {0} threads, and a capability that is dropped is dropped by one alone"
     )]
     Threads(usize),
+    #[error("cannot {act}")]
+    Groups { act: &'static str, source: Errno },
     #[error("cannot become {what} {id}")]
     Become {
         what: &'static str,
@@ -46,18 +53,18 @@ pub enum IdentityError {
     NoNewPrivileges(#[source] Errno),
 }
 
-/// Makes this process the VM's: user and group `uid`, no capabilities, none to be had. Supplementary groups stay: they
-/// open the devices. Call it while the process has one thread.
+/// Makes this process the VM's: user and group `uid`, no capabilities, none to be had. Of the supplementary groups `kvm`
+/// alone stays, where it is one of them. Call it while the process has one thread.
 ///
 /// # Errors
 /// A part of it failed: the process must not go on.
 pub fn become_vm(uid: u32) -> Result<Identity, IdentityError> {
-    // The last two are "no change" and nobody.
-    if uid == 0 || uid == u32::MAX || uid == 65534 {
+    if !(FIRST_UID..=LAST_UID).contains(&uid) {
         return Err(IdentityError::Reserved(uid));
     }
     let identity = if may_switch()? {
         single_threaded()?;
+        leave_groups()?;
         let group = Gid::from_raw(uid);
         setresgid(group, group, group).map_err(|source| IdentityError::Become {
             what: "group",
@@ -102,6 +109,22 @@ fn may_switch() -> Result<bool, IdentityError> {
     })
 }
 
+fn leave_groups() -> Result<(), IdentityError> {
+    let failed = |act| move |source| IdentityError::Groups { act, source };
+    let held = getgroups().map_err(failed("read the groups of this process"))?;
+    if held.is_empty() {
+        return Ok(());
+    }
+    let kvm = Group::from_name(KVM).map_err(failed("look up the group 'kvm'"))?;
+    let needed = needed(&held, kvm.map(|kvm| kvm.gid));
+    setgroups(&needed).map_err(failed("leave the groups that no VM needs"))
+}
+
+/// What a VM keeps of the groups that its supervisor has.
+fn needed(held: &[Gid], kvm: Option<Gid>) -> Vec<Gid> {
+    kvm.into_iter().filter(|kvm| held.contains(kvm)).collect()
+}
+
 fn single_threaded() -> Result<(), IdentityError> {
     let tasks = fs::read_dir("/proc/self/task").map_err(IdentityError::CountThreads)?;
     match tasks.count() {
@@ -116,8 +139,31 @@ mod tests {
 
     #[test]
     fn users_that_no_vm_has_are_refused() {
-        for uid in [0, 65534, u32::MAX] {
+        let none = [
+            0,
+            1000,
+            61_000,
+            65_534,
+            FIRST_UID - 1,
+            LAST_UID + 1,
+            u32::MAX,
+        ];
+        for uid in none {
             assert!(matches!(become_vm(uid), Err(IdentityError::Reserved(_))));
+        }
+    }
+
+    #[test]
+    fn of_the_groups_kvms_alone_is_kept_and_none_is_gained() {
+        let gid = Gid::from_raw;
+        let cases: [(&[Gid], Option<Gid>, &[Gid]); 4] = [
+            (&[gid(7), gid(36), gid(998)], Some(gid(36)), &[gid(36)]),
+            (&[gid(7), gid(998)], Some(gid(36)), &[]),
+            (&[gid(7)], None, &[]),
+            (&[], Some(gid(36)), &[]),
+        ];
+        for (held, kvm, expected) in cases {
+            assert_eq!(needed(held, kvm), expected, "{held:?}");
         }
     }
 

@@ -29,6 +29,7 @@ use volant_dbus::{
     registry::{self, VmDefinition},
     vm,
 };
+use volant_spec::unit::FIRST_UID;
 use zbus::{Connection, connection::Builder, interface};
 
 const LONG: Duration = Duration::from_secs(10);
@@ -121,7 +122,7 @@ async fn a_vm_gets_its_artifacts_and_its_tap() {
     })
     .await;
     let prepared = prepare(&"web".parse().unwrap(), &client).await.unwrap();
-    assert_eq!(prepared.definition.uid, 61000);
+    assert_eq!(prepared.definition.uid, FIRST_UID);
     assert_eq!(prepared.attachment.cid, 3);
     assert_eq!(read(prepared.initramfs), "cpio");
     assert_eq!(read(prepared.kernel.unwrap()), "elf");

@@ -5,20 +5,26 @@
 
 use std::fs;
 
+use nix::unistd::{Gid, Group, setgroups};
 use vmd::identity::{Identity, become_vm};
+use volant_spec::unit::FIRST_UID;
 
-const VM: u32 = 61_234;
+const VM: u32 = FIRST_UID + 234;
 
 fn main() {
     if !fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0) {
         println!("skipped: a_vm_gets_a_user_of_its_own_and_no_capability (needs root)");
         return;
     }
-    let groups = field("Groups");
+    let kvm = Group::from_name("kvm").unwrap().map(|kvm| kvm.gid);
+    let mut groups = vec![Gid::from_raw(61_001), Gid::from_raw(61_002)];
+    groups.extend(kvm);
+    setgroups(&groups).unwrap();
     assert_eq!(become_vm(VM).unwrap(), Identity::Switched);
     assert_eq!(field("Uid"), format!("{VM} {VM} {VM} {VM}"));
     assert_eq!(field("Gid"), format!("{VM} {VM} {VM} {VM}"));
-    assert_eq!(field("Groups"), groups);
+    let kept = kvm.map_or_else(String::new, |kvm| kvm.to_string());
+    assert_eq!(field("Groups"), kept);
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, fs::File, os::fd::OwnedFd};
 
 use volant_dbus::{ipam::Attachment, registry::VmDefinition};
+use volant_spec::unit::FIRST_UID;
 use zbus::interface;
 
 pub fn file(text: &str) -> OwnedFd {
@@ -54,7 +55,7 @@ pub fn definition() -> VmDefinition {
     VmDefinition {
         uuid: "01980000-0000-7000-8000-000000000001".to_owned(),
         name: "web".to_owned(),
-        uid: 61000,
+        uid: FIRST_UID,
         plugin: "caddy".to_owned(),
         plugin_version: "1".to_owned(),
         cpu_cores: 1,
