@@ -11,14 +11,9 @@ use volant_spec::{
 
 use super::{Damage, Store, StoreError, blobs};
 
-/// The first of the user ids that VMs get: VM `n` has `FIRST_UID + n`, and nobody else ever has it.
-///
-/// From here to [`LAST_UID`] is unused in systemd's plan of user ids (`systemd.io/UIDS-GIDS`): above the ids for
-/// containers (up to 0x6FFFFFFF), below the range for foreign images (from 0x7FFE0000).
-pub const FIRST_UID: u32 = 1_879_100_000;
-const LAST_UID: u32 = 0x7FFD_FFFF;
+pub use volant_spec::unit::{FIRST_UID, LAST_UID};
 
-/// The user id of the VM with that sequence number; `None` when all are used up.
+/// The user id of the VM with that sequence number, which nobody else ever has; `None` when all are used up.
 #[must_use]
 pub fn uid(seq: i64) -> Option<u32> {
     let uid = FIRST_UID.checked_add(u32::try_from(seq).ok()?)?;
