@@ -270,7 +270,7 @@ fn boot(root: &Root) -> Result<(Child, u32)> {
     let is_under_systemd = Path::new("/run/systemd/system").is_dir();
     let keep_unit = if is_under_systemd { "" } else { "--keep-unit" };
     let nspawn = format!(
-        "exec setpriv --pdeathsig KILL systemd-nspawn --quiet --boot --register=no {keep_unit} --private-network \
+        "exec setpriv --pdeathsig KILL systemd-nspawn --quiet --boot --register=no {keep_unit} --private-network --link-journal=no \
          --capability=all --hostname=volant-host -D {}",
         root.path().display()
     );
