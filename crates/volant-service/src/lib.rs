@@ -4,6 +4,7 @@
 //! Nothing here knows what a daemon is for.
 
 mod caller;
+mod chain;
 mod child;
 mod events;
 mod idle;
@@ -15,6 +16,7 @@ mod tap;
 mod tsc;
 
 pub use caller::{CallerError, vm_of_pid};
+pub use chain::chain;
 pub use child::die_with_parent;
 pub use events::Events;
 pub use idle::{Busy, Idle};

@@ -14,7 +14,6 @@ pub mod pool;
 pub mod store;
 
 use std::{
-    error::Error,
     net::{IpAddr, Ipv4Addr},
     os::fd::OwnedFd,
     path::Path,
@@ -24,7 +23,7 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::time::{Instant, sleep};
-use volant_service::Idle;
+use volant_service::{Idle, chain};
 use volant_spec::{Name, config};
 
 use network::{Network, NetworkError};
@@ -252,16 +251,4 @@ impl Ipam {
     fn store(&self) -> MutexGuard<'_, Store> {
         self.0.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// An error and what caused it, in one line: for those who get no more than a text.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

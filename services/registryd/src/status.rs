@@ -1,7 +1,5 @@
 //! Errors as callers of gRPC see them: the code that the contract promises, and the whole chain as the message.
 
-use std::error::Error;
-
 use tonic::{Code, Status};
 
 use crate::{
@@ -10,18 +8,7 @@ use crate::{
     store::{BlobError, PluginError, StoreError, VmError},
 };
 
-/// An error and its sources, as one line.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
+pub use volant_service::chain;
 
 /// The status of an error of a call on VMs.
 #[must_use]

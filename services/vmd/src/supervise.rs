@@ -215,7 +215,7 @@ impl Supervisor {
             }
             Err(error) => Event::NotLaunched {
                 missing: matches!(error, LaunchError::NotInstalled { .. }),
-                cause: chain(&error),
+                cause: volant_service::chain(&error),
             },
         };
         self.observe(event).await;
@@ -409,15 +409,4 @@ fn again(spec: &MachineSpec) -> io::Result<MachineSpec> {
         run_dir: spec.run_dir.clone(),
         vsock: spec.vsock.clone(),
     })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
