@@ -28,9 +28,15 @@ pub struct VmDefinition {
     pub env: HashMap<String, String>,
     /// Absolute.
     pub workdir: String,
+    /// `USER` or `USER:GROUP`; empty: root.
+    pub user: String,
     /// A signal's name.
     pub stop_signal: String,
     pub stop_grace_ms: u32,
+    /// `vmlinux` or `bzimage` of the host, or `own`: the artifact `kernel`.
+    pub kernel: String,
+    /// What is in the artifact `rootfs`: `raw`, `squashfs`, `erofs` or `ext4`; empty when there is none.
+    pub rootfs_format: String,
 }
 
 #[zbus::proxy(
@@ -39,8 +45,9 @@ pub struct VmDefinition {
     default_path = "/com/volantvm/Registry1"
 )]
 pub trait Manager {
-    /// The definition of the VM whose unit the caller is in, and its artifacts, open for reading: `initramfs` always,
-    /// `kernel` if the plugin brings one. Fails with `NoSuchVm`, or `BeingDeleted`.
+    /// The definition of the VM whose unit the caller is in, and its artifacts, open for reading: `initramfs`, `rootfs` and
+    /// `kernel`, those that the plugin brings (one of the first two at least). They were verified again just now. Fails
+    /// with `NoSuchVm`, `BeingDeleted`, `ArtifactMissing` or `ArtifactDamaged`.
     fn open_vm(&self) -> zbus::Result<(VmDefinition, HashMap<String, OwnedFd>)>;
 
     /// The names of the installed plugins.

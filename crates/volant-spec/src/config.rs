@@ -18,6 +18,92 @@ pub const PATH: &str = "/etc/volant/volant.toml";
 pub struct Config {
     pub network: Network,
     pub vm: VmDefaults,
+    pub plugins: Plugins,
+}
+
+/// Where plugins come from, and which are trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plugins {
+    pub signatures: SignaturePolicy,
+    /// http(s) URLs of indexes; the first that has a name wins.
+    pub indexes: Vec<WebUrl>,
+    /// Credentials for OCI registries, in the form of `auth.json`. It need not exist.
+    pub auth_file: AuthFile,
+}
+
+/// What is done about a plugin that no trusted key signed. The keys are in [`TRUST_DIR`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SignaturePolicy {
+    /// It is refused.
+    #[default]
+    Require,
+    /// It is installed, with a warning.
+    Warn,
+    /// Signatures are not looked at, which every install says.
+    Off,
+}
+
+impl SignaturePolicy {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Require => "require",
+            Self::Warn => "warn",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// The folder of the keys that are trusted: `NAME.pub` or `NAME.toml` each. Only root may write to it.
+pub const TRUST_DIR: &str = "/etc/volant/trust.d";
+
+/// An `http://` or `https://` URL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WebUrl(String);
+
+impl WebUrl {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for WebUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let rest = text
+            .strip_prefix("https://")
+            .or_else(|| text.strip_prefix("http://"));
+        if rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) {
+            Ok(Self(text))
+        } else {
+            Err(format!(
+                "'{}' is no http:// or https:// URL",
+                text.escape_debug()
+            ))
+        }
+    }
+}
+
+impl From<WebUrl> for String {
+    fn from(url: WebUrl) -> Self {
+        url.0
+    }
+}
+
+/// The path of a credentials file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AuthFile(pub PathBuf);
+
+impl Default for AuthFile {
+    fn default() -> Self {
+        Self(PathBuf::from("/etc/volant/auth.json"))
+    }
 }
 
 /// The bridge and its addresses.
@@ -39,6 +125,10 @@ pub struct VmDefaults {
     pub vmm: Vmm,
     /// The kernel of plugins that bring none.
     pub kernel: PathBuf,
+    /// The kernel of plugins that ask for `bzimage`, with the boot initramfs in it.
+    pub bzimage: PathBuf,
+    /// The boot initramfs: it brings up the root file system of plugins that have one.
+    pub initramfs: PathBuf,
     /// Seconds from the VMM's start to the agent's first call; 1 to 600.
     pub boot_timeout_sec: BootTimeout,
 }
@@ -96,6 +186,8 @@ impl Default for VmDefaults {
         Self {
             vmm: Vmm::Auto,
             kernel: PathBuf::from("/usr/lib/volant/kernel/vmlinux"),
+            bzimage: PathBuf::from("/usr/lib/volant/kernel/bzImage"),
+            initramfs: PathBuf::from("/usr/lib/volant/kernel/initramfs.cpio"),
             boot_timeout_sec: BootTimeout(60),
         }
     }
@@ -270,6 +362,11 @@ mod tests {
             ("[network]\nsubnet = '10.0.0.0/31'", "8 to 30"),
             ("[vm]\nvmm = 'xen'", "unknown variant `xen`"),
             ("[vm]\nboot_timeout_sec = 0", "1 to 600"),
+            ("[plugins]\nsignatures = 'maybe'", "unknown variant `maybe`"),
+            (
+                "[plugins]\nindexes = ['ftp://x']",
+                "no http:// or https:// URL",
+            ),
         ];
         for (text, expected) in cases {
             let error = toml::from_str::<Config>(text).unwrap_err().to_string();

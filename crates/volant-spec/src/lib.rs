@@ -5,13 +5,18 @@
 
 pub mod config;
 pub mod digest;
+pub mod index;
 pub mod manifest;
 pub mod name;
+pub mod plugin;
 pub mod resources;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod unit;
 
 pub use config::Config;
 pub use digest::Digest;
 pub use manifest::Manifest;
 pub use name::Name;
+pub use plugin::PluginRef;
 pub use resources::Resources;

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 
 /// Virtual CPUs and memory of a VM. A value that deserialises is within the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Unchecked")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, try_from = "Unchecked")]
+#[cfg_attr(feature = "schema", schemars(!try_from))]
 pub struct Resources {
     pub cpu_cores: u32,
     /// In MiB.

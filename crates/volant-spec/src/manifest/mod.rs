@@ -1,0 +1,509 @@
+//! A plugin's manifest, version 1: what to boot and what to run in it.
+
+mod artifact;
+mod health;
+mod machine;
+mod version;
+mod workload;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Name, Resources};
+
+pub use artifact::{Artifact, Disk, HostKernel, Kernel, Named, Rootfs, RootfsFormat};
+pub use health::{HealthCheck, HealthError, Probe};
+pub use machine::{
+    Action, CloudInit, Datasource, Devices, Document, Method, Network, NetworkMode, Port, Transport,
+};
+pub use version::{MAX_VERSION_LEN, Version};
+pub use workload::{
+    DEFAULT_STOP_GRACE_MS, MAX_STOP_GRACE_MS, Protocol, Restart, STOP_SIGNALS, Workload,
+    WorkloadError,
+};
+
+/// The largest manifest that is read, in bytes.
+pub const MAX_BYTES: usize = 1024 * 1024;
+/// The `schema_version` of this type.
+pub const SCHEMA_VERSION: &str = "1";
+/// What is appended to a manifest's file name or URL to find its signature.
+pub const SIGNATURE_SUFFIX: &str = ".minisig";
+
+/// A plugin's manifest (JSON). A value that parses is valid: unknown fields are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, try_from = "Written", into = "Written")]
+#[cfg_attr(feature = "schema", schemars(with = "Written"))]
+pub struct Manifest {
+    pub schema_version: SchemaVersion,
+    pub name: Name,
+    pub version: Version,
+    pub description: Option<String>,
+    /// The kind of runtime that the plugin is, for people; the plugin's name when absent.
+    pub runtime: Option<String>,
+    /// At least one of `rootfs` and `initramfs` is there.
+    pub rootfs: Option<Rootfs>,
+    pub initramfs: Option<Artifact>,
+    pub kernel: Option<Kernel>,
+    pub disks: Vec<Disk>,
+    pub resources: Option<Resources>,
+    /// Its health check is here, also where the manifest has it at the top.
+    pub workload: Workload,
+    pub network: Option<Network>,
+    pub cloud_init: Option<CloudInit>,
+    pub devices: Option<Devices>,
+    pub actions: BTreeMap<String, Action>,
+    pub openapi: Option<String>,
+    /// Whether it can be used as soon as it is installed.
+    pub enabled: bool,
+    pub image: Option<String>,
+    pub image_digest: Option<String>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A plugin: what to boot and what to run in it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(rename = "Manifest"))]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::SchemaVersion"))]
+    schema_version: SchemaVersion,
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Name"))]
+    name: Name,
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Version"))]
+    version: Version,
+    /// One line for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    /// The kind of runtime that the plugin is, for people; the plugin's name when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    runtime: Option<String>,
+    /// The root file system's image. At least one of `rootfs` and `initramfs` is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rootfs: Option<Rootfs>,
+    /// The initramfs that is booted, with kestrel as its `/init`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    initramfs: Option<Artifact>,
+    /// The kernel; the host's `vmlinux` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernel: Option<Kernel>,
+    /// Disks besides the root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<Disk>,
+    /// What a VM of this plugin gets unless it asks for something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resources: Option<Resources>,
+    workload: Workload,
+    /// As in `workload`; in one of the two places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    health_check: Option<HealthCheck>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network: Option<Network>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cloud_init: Option<CloudInit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    devices: Option<Devices>,
+    /// By name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    actions: BTreeMap<String, Action>,
+    /// Where the workload's OpenAPI document is: a URL, or a path in the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    openapi: Option<String>,
+    /// Whether it can be used as soon as it is installed; true when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    enabled: Option<bool>,
+    /// The OCI image that it was built from, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image: Option<String>,
+    /// The digest of that image, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image_digest: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+}
+
+/// Why fields that are valid alone are not a manifest together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestConflict {
+    #[error("there is neither 'rootfs' nor 'initramfs': a VM has nothing to boot")]
+    NothingToBoot,
+    #[error(
+        "the kernel \"bzimage\" has an initramfs in it, which boots a 'rootfs' alone; use \"vmlinux\""
+    )]
+    BzimageInitramfs,
+    #[error("two disks have the name '{0}'")]
+    DiskName(Name),
+    #[error("disks.{name}.target '{}' is not an absolute path", .target.escape_debug())]
+    DiskTarget { name: Name, target: String },
+    #[error("'health_check' is there twice: at the top and in 'workload'")]
+    TwoHealthChecks,
+}
+
+impl TryFrom<Written> for Manifest {
+    type Error = ManifestConflict;
+
+    fn try_from(written: Written) -> Result<Self, ManifestConflict> {
+        let mut workload = written.workload;
+        if let Some(check) = written.health_check {
+            if workload.health_check.is_some() {
+                return Err(ManifestConflict::TwoHealthChecks);
+            }
+            workload.health_check = Some(check);
+        }
+        let manifest = Self {
+            schema_version: written.schema_version,
+            name: written.name,
+            version: written.version,
+            description: written.description,
+            runtime: written.runtime,
+            rootfs: written.rootfs,
+            initramfs: written.initramfs,
+            kernel: written.kernel,
+            disks: written.disks,
+            resources: written.resources,
+            workload,
+            network: written.network,
+            cloud_init: written.cloud_init,
+            devices: written.devices,
+            actions: written.actions,
+            openapi: written.openapi,
+            enabled: written.enabled.unwrap_or(true),
+            image: written.image,
+            image_digest: written.image_digest,
+            labels: written.labels,
+        };
+        manifest.check()?;
+        Ok(manifest)
+    }
+}
+
+impl From<Manifest> for Written {
+    fn from(manifest: Manifest) -> Self {
+        Self {
+            schema_version: manifest.schema_version,
+            name: manifest.name,
+            version: manifest.version,
+            description: manifest.description,
+            runtime: manifest.runtime,
+            rootfs: manifest.rootfs,
+            initramfs: manifest.initramfs,
+            kernel: manifest.kernel,
+            disks: manifest.disks,
+            resources: manifest.resources,
+            workload: manifest.workload,
+            health_check: None,
+            network: manifest.network,
+            cloud_init: manifest.cloud_init,
+            devices: manifest.devices,
+            actions: manifest.actions,
+            openapi: manifest.openapi,
+            enabled: (!manifest.enabled).then_some(false),
+            image: manifest.image,
+            image_digest: manifest.image_digest,
+            labels: manifest.labels,
+        }
+    }
+}
+
+/// The one `schema_version` there is. `v1` and `1.0` mean the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SchemaVersion;
+
+impl TryFrom<String> for SchemaVersion {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            SCHEMA_VERSION | "v1" | "1.0" => Ok(Self),
+            _ => Err(format!(
+                "schema_version '{}' is not known; this is '{SCHEMA_VERSION}'",
+                text.escape_debug()
+            )),
+        }
+    }
+}
+
+impl From<SchemaVersion> for String {
+    fn from(_: SchemaVersion) -> Self {
+        SCHEMA_VERSION.to_owned()
+    }
+}
+
+/// Why bytes are not a [`Manifest`].
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("the manifest has {0} bytes; at most {MAX_BYTES} are read")]
+    TooLarge(usize),
+    #[error("the manifest is not valid")]
+    Json(#[source] serde_json::Error),
+}
+
+impl Manifest {
+    /// A manifest of that name and workload; everything else is absent. It boots nothing until `rootfs` or `initramfs` is set.
+    #[must_use]
+    pub fn new(name: Name, version: Version, workload: Workload) -> Self {
+        Self {
+            schema_version: SchemaVersion,
+            name,
+            version,
+            description: None,
+            runtime: None,
+            rootfs: None,
+            initramfs: None,
+            kernel: None,
+            disks: Vec::new(),
+            resources: None,
+            workload,
+            network: None,
+            cloud_init: None,
+            devices: None,
+            actions: BTreeMap::new(),
+            openapi: None,
+            enabled: true,
+            image: None,
+            image_digest: None,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Reads a manifest from JSON.
+    ///
+    /// # Errors
+    /// Too large, or not valid: the source names the field, line and column.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if bytes.len() > MAX_BYTES {
+            return Err(ManifestError::TooLarge(bytes.len()));
+        }
+        serde_json::from_slice(bytes).map_err(ManifestError::Json)
+    }
+
+    /// All artifacts, each with the field that it stands in.
+    pub fn artifacts(&self) -> impl Iterator<Item = Named<'_>> {
+        let own = self.kernel.as_ref().and_then(|kernel| match kernel {
+            Kernel::Own(artifact) => Some(artifact.named("kernel")),
+            Kernel::Host(_) => None,
+        });
+        self.initramfs
+            .iter()
+            .map(|artifact| artifact.named("initramfs"))
+            .chain(self.rootfs.iter().map(Rootfs::named))
+            .chain(own)
+            .chain(self.disks.iter().map(Disk::named))
+    }
+
+    /// What this manifest asks for that no VM can be given by this version of Volant, as its fields.
+    #[must_use]
+    pub fn unsupported(&self) -> Vec<&'static str> {
+        let vsock = self
+            .network
+            .as_ref()
+            .is_some_and(|network| network.mode == NetworkMode::Vsock);
+        let devices = self
+            .devices
+            .as_ref()
+            .is_some_and(|devices| !devices.pci.is_empty());
+        [
+            ("disks", !self.disks.is_empty()),
+            ("cloud_init", self.cloud_init.is_some()),
+            ("devices.pci", devices),
+            ("network.mode vsock", vsock),
+        ]
+        .into_iter()
+        .filter_map(|(field, asked)| asked.then_some(field))
+        .collect()
+    }
+
+    fn check(&self) -> Result<(), ManifestConflict> {
+        if self.rootfs.is_none() && self.initramfs.is_none() {
+            return Err(ManifestConflict::NothingToBoot);
+        }
+        if self.initramfs.is_some() && self.kernel == Some(Kernel::Host(HostKernel::Bzimage)) {
+            return Err(ManifestConflict::BzimageInitramfs);
+        }
+        for (at, disk) in self.disks.iter().enumerate() {
+            if self.disks[..at].iter().any(|other| other.name == disk.name) {
+                return Err(ManifestConflict::DiskName(disk.name.clone()));
+            }
+            if let Some(target) = disk
+                .target
+                .as_ref()
+                .filter(|target| !target.starts_with('/'))
+            {
+                return Err(ManifestConflict::DiskTarget {
+                    name: disk.name.clone(),
+                    target: target.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> serde_json::Value {
+        serde_json::json!({
+            "schema_version": "1", "name": "caddy", "version": "2.6.2",
+            "initramfs": { "url": "caddy.cpio.gz", "checksum": "ab".repeat(32) },
+            "workload": { "entrypoint": ["/usr/bin/caddy", "run"] },
+        })
+    }
+
+    fn error(value: &serde_json::Value) -> String {
+        let error = Manifest::parse(&serde_json::to_vec(value).unwrap()).unwrap_err();
+        format!("{error}: {}", std::error::Error::source(&error).unwrap())
+    }
+
+    #[test]
+    fn a_manifest_survives_being_written_and_read() {
+        let manifest = Manifest::parse(&serde_json::to_vec(&manifest()).unwrap()).unwrap();
+        assert_eq!(
+            manifest,
+            Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_mistake_is_named() {
+        let cases: [(&str, serde_json::Value, &str); 9] = [
+            ("/colour", "red".into(), "unknown field `colour`"),
+            (
+                "/schema_version",
+                "7".into(),
+                "schema_version '7' is not known",
+            ),
+            ("/name", "a/b".into(), "has '/' in it"),
+            ("/version", "".into(), "version ''"),
+            (
+                "/workload/entrypoint",
+                serde_json::json!([]),
+                "names no program",
+            ),
+            (
+                "/workload/env",
+                serde_json::json!({"A=B": "1"}),
+                "the key 'A=B'",
+            ),
+            ("/workload/workdir", "tmp".into(), "not an absolute path"),
+            ("/workload/stop_signal", "SIGSTOP".into(), "not one of"),
+            (
+                "/resources",
+                serde_json::json!({"cpu_cores": 1, "memory_mb": 0}),
+                "0 MiB",
+            ),
+        ];
+        for (at, value, expected) in cases {
+            let mut changed = manifest();
+            let (parent, key) = at.rsplit_once('/').unwrap();
+            changed.pointer_mut(parent).unwrap()[key] = value;
+            let error = error(&changed);
+            assert!(error.contains(expected), "{at}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_full_manifest_is_read_with_the_fields_of_older_ones() {
+        let text = serde_json::json!({
+            "schema_version": "v1", "name": "nginx", "version": "1.22.1", "runtime": "nginx",
+            "rootfs": { "url": "nginx.squashfs", "checksum": "ab".repeat(32), "size": 7, "format": "squashfs" },
+            "initramfs": { "url": "boot.cpio.gz", "checksum": "cd".repeat(32) },
+            "kernel": { "url": "vmlinux", "checksum": "ef".repeat(32) },
+            "disks": [{ "name": "data", "source": "data.img", "checksum": "12".repeat(32), "readonly": true }],
+            "image": "docker.io/library/nginx:alpine", "image_digest": format!("sha256:{}", "ab".repeat(32)),
+            "resources": { "cpu_cores": 1, "memory_mb": 128 },
+            "workload": {
+                "type": "http", "base_url": "http://127.0.0.1:80", "entrypoint": ["nginx"], "user": "101:101",
+                "restart": "on-failure", "volumes": ["/data"],
+            },
+            "health_check": { "endpoint": "/", "timeout_ms": 500 },
+            "network": { "mode": "bridged", "expose": [{ "port": 80 }, { "port": 53, "protocol": "udp" }] },
+            "cloud_init": { "datasource": "NoCloud", "user_data": { "content": "#cloud-config" } },
+            "devices": { "pci_passthrough": ["0000:01:00.0"], "allowlist": ["10de:*"] },
+            "actions": { "reload": { "method": "POST", "path": "/reload", "timeout_ms": 100 } },
+            "openapi": "/openapi.json", "enabled": false, "labels": { "a": "b" },
+        });
+        let manifest = Manifest::parse(&serde_json::to_vec(&text).unwrap()).unwrap();
+        let fields: Vec<_> = manifest
+            .artifacts()
+            .map(|artifact| artifact.field)
+            .collect();
+        assert_eq!(fields, ["initramfs", "rootfs", "kernel", "disks.data"]);
+        assert!(matches!(
+            manifest.workload.health_check.as_ref().map(|check| &check.probe),
+            Some(Probe::Http { url }) if url == "http://127.0.0.1:80/"
+        ));
+        assert_eq!(
+            manifest.unsupported(),
+            ["disks", "cloud_init", "devices.pci"]
+        );
+        assert!(!manifest.enabled);
+        let again = Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap();
+        assert_eq!(again, manifest);
+    }
+
+    #[test]
+    fn fields_that_do_not_go_together_are_refused() {
+        let sum = "ab".repeat(32);
+        let disk = serde_json::json!({"name": "a", "url": "a", "checksum": sum});
+        let check = serde_json::json!({"type": "tcp", "port": 1});
+        let cases = [
+            ("/initramfs", serde_json::Value::Null, "nothing to boot"),
+            ("/kernel", "bzimage".into(), "has an initramfs in it"),
+            ("/kernel", "own".into(), "kernel is \"vmlinux\""),
+            ("/disks", serde_json::json!([disk, disk]), "two disks"),
+            (
+                "/network",
+                serde_json::json!({"mode": "dhcp"}),
+                "unknown variant `dhcp`",
+            ),
+            (
+                "/network",
+                serde_json::json!({"ports": [{"port": 0}]}),
+                "nonzero",
+            ),
+            (
+                "/rootfs",
+                serde_json::json!({"url": "a", "checksum": sum, "format": "qcow2"}),
+                "unknown variant `qcow2`",
+            ),
+            (
+                "/actions",
+                serde_json::json!({"a": {"method": "GET", "path": "x"}}),
+                "does not begin with '/'",
+            ),
+            (
+                "/workload",
+                serde_json::json!({"entrypoint": ["a"], "user": "a:b:c"}),
+                "USER:GROUP",
+            ),
+            (
+                "/workload",
+                serde_json::json!({"entrypoint": ["a"], "volumes": ["x"]}),
+                "not an absolute path",
+            ),
+        ];
+        for (at, value, expected) in cases {
+            let mut changed = manifest();
+            changed[&at[1..]] = value;
+            let error = error(&changed);
+            assert!(error.contains(expected), "{at}: {error}");
+        }
+        let mut twice = manifest();
+        twice["health_check"] = check.clone();
+        twice["workload"]["health_check"] = check;
+        assert!(error(&twice).contains("there twice"));
+    }
+
+    #[test]
+    fn a_huge_manifest_is_not_read() {
+        assert!(matches!(
+            Manifest::parse(&vec![b' '; MAX_BYTES + 1]),
+            Err(ManifestError::TooLarge(_))
+        ));
+    }
+}
