@@ -10,10 +10,7 @@ use std::{
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
-use volant_spec::{
-    Digest, Manifest,
-    manifest::{Artifact, SchemaVersion},
-};
+use volant_spec::{Digest, Manifest, manifest::Artifact};
 
 use crate::{
     check::{self, CheckError},
@@ -86,7 +83,10 @@ pub fn build(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Bu
     for mapping in &recipe.mappings {
         gather::gather(&mut tree, folder, mapping)?;
     }
-    if let Some(program) = recipe.workload.entrypoint.first() {
+    let nothing =
+        volant_spec::manifest::Workload::new(vec!["/".to_owned()]).expect("it is a program");
+    let workload = recipe.workload.over(&nothing).expect("it was checked");
+    if let Some(program) = workload.entrypoint.first() {
         check::entrypoint(&tree, program)?;
     }
 
@@ -102,6 +102,7 @@ pub fn build(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Bu
 
     let manifest = manifest(
         recipe,
+        workload,
         Artifact {
             url: file_name,
             checksum: digest,
@@ -206,18 +207,15 @@ fn compress(
     ))
 }
 
-fn manifest(recipe: Recipe, initramfs: Artifact) -> Manifest {
-    Manifest {
-        schema_version: SchemaVersion,
-        name: recipe.plugin.name,
-        version: recipe.plugin.version,
-        description: recipe.plugin.description,
-        initramfs,
-        kernel: None,
-        resources: recipe.resources,
-        workload: recipe.workload,
-        labels: std::collections::BTreeMap::new(),
-    }
+fn manifest(
+    recipe: Recipe,
+    workload: volant_spec::manifest::Workload,
+    initramfs: Artifact,
+) -> Manifest {
+    let mut manifest = Manifest::new(recipe.plugin.name, recipe.plugin.version, workload);
+    manifest.initramfs = Some(initramfs);
+    manifest.resources = recipe.resources;
+    manifest
 }
 
 /// A file beside its place, which it takes once it is whole; gone when it is not.

@@ -113,10 +113,11 @@ fn the_quick_start_gives_a_plugin_that_can_be_installed() {
         Manifest::parse(&fs::read(project.path("myapp.manifest.json")).unwrap()).unwrap();
     let initramfs = fs::read(project.path("myapp.cpio.gz")).unwrap();
     assert_eq!(manifest.name.as_str(), "myapp");
-    assert_eq!(manifest.initramfs.url, "myapp.cpio.gz");
-    assert_eq!(manifest.initramfs.size, Some(initramfs.len() as u64));
+    let artifact = manifest.initramfs.unwrap();
+    assert_eq!(artifact.url, "myapp.cpio.gz");
+    assert_eq!(artifact.size, Some(initramfs.len() as u64));
     assert_eq!(
-        manifest.initramfs.checksum.hex(),
+        artifact.checksum.hex(),
         hex::encode(Sha256::digest(&initramfs))
     );
     assert_eq!(manifest.workload.entrypoint, ["/usr/local/bin/mybinary"]);
@@ -229,7 +230,7 @@ fn what_cannot_be_built_is_told_and_leaves_nothing() {
         (
             "strategy = \"initramfs\"",
             "strategy = \"oci_rootfs\"",
-            "\"oci_rootfs\" is not possible",
+            "needs an [oci_source]",
         ),
         ("./mybinary", "./none", "none: No such file"),
         ("./mybinary", "/dev/null", "/dev/null is neither a file"),
