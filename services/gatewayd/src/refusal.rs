@@ -10,6 +10,8 @@ pub enum Asked {
     Plugin,
     RemovePlugin,
     InstallPlugin,
+    Search,
+    Upkeep,
     Blob,
     Vm,
     CreateVm,
@@ -28,17 +30,19 @@ fn kind(asked: Asked, code: Code) -> Kind {
         Code::InvalidArgument | Code::OutOfRange => Kind::InvalidRequest,
         Code::NotFound => match asked {
             Asked::Plugin | Asked::RemovePlugin => Kind::NoSuchPlugin,
-            Asked::InstallPlugin => Kind::MissingArtifact,
+            Asked::InstallPlugin => Kind::NotInIndex,
             Asked::Blob => Kind::NoSuchBlob,
             Asked::Vm => Kind::NoSuchVm,
             Asked::CreateVm => Kind::UnknownPlugin,
-            Asked::Lease => Kind::Internal,
+            Asked::Search | Asked::Upkeep | Asked::Lease => Kind::Internal,
         },
         Code::AlreadyExists => match asked {
             Asked::CreateVm => Kind::VmExists,
             Asked::Plugin
             | Asked::RemovePlugin
             | Asked::InstallPlugin
+            | Asked::Search
+            | Asked::Upkeep
             | Asked::Blob
             | Asked::Vm
             | Asked::Lease => Kind::Internal,
@@ -46,8 +50,22 @@ fn kind(asked: Asked, code: Code) -> Kind {
         Code::FailedPrecondition => match asked {
             Asked::RemovePlugin => Kind::PluginInUse,
             Asked::InstallPlugin => Kind::MissingArtifact,
-            Asked::Vm | Asked::CreateVm => Kind::BeingDeleted,
-            Asked::Plugin | Asked::Blob | Asked::Lease => Kind::Internal,
+            Asked::CreateVm => Kind::UnusablePlugin,
+            Asked::Vm => Kind::BeingDeleted,
+            Asked::Plugin | Asked::Search | Asked::Upkeep | Asked::Blob | Asked::Lease => {
+                Kind::Internal
+            }
+        },
+        Code::PermissionDenied => match asked {
+            Asked::InstallPlugin => Kind::UntrustedPlugin,
+            Asked::Plugin
+            | Asked::RemovePlugin
+            | Asked::Search
+            | Asked::Upkeep
+            | Asked::Blob
+            | Asked::Vm
+            | Asked::CreateVm
+            | Asked::Lease => Kind::Internal,
         },
         Code::ResourceExhausted => Kind::NoSpace,
         // Cancelled and Unknown are what a call gets whose callee died under it; ours never answer so.
@@ -57,7 +75,6 @@ fn kind(asked: Asked, code: Code) -> Kind {
         | Code::DeadlineExceeded
         | Code::Aborted => Kind::Unavailable,
         Code::Ok
-        | Code::PermissionDenied
         | Code::Unauthenticated
         | Code::Unimplemented
         | Code::Internal
@@ -70,6 +87,8 @@ fn detail(asked: Asked, status: &Status) -> String {
         Asked::Plugin
         | Asked::RemovePlugin
         | Asked::InstallPlugin
+        | Asked::Search
+        | Asked::Upkeep
         | Asked::Blob
         | Asked::Vm
         | Asked::CreateVm => "registryd",
@@ -78,7 +97,9 @@ fn detail(asked: Asked, status: &Status) -> String {
     let message = status.message();
     match (kind(asked, status.code()), status.code()) {
         // An origin that could not be fetched from: registryd's own words say it all.
-        (Kind::Unavailable, Code::Unavailable) if asked == Asked::InstallPlugin => {
+        (Kind::Unavailable, Code::Unavailable)
+            if matches!(asked, Asked::InstallPlugin | Asked::Search) =>
+        {
             message.to_owned()
         }
         (Kind::Unavailable | Kind::Internal, _) => {
@@ -111,6 +132,18 @@ mod tests {
                 Code::FailedPrecondition,
                 Kind::MissingArtifact,
             ),
+            (Asked::InstallPlugin, Code::NotFound, Kind::NotInIndex),
+            (
+                Asked::InstallPlugin,
+                Code::PermissionDenied,
+                Kind::UntrustedPlugin,
+            ),
+            (
+                Asked::CreateVm,
+                Code::FailedPrecondition,
+                Kind::UnusablePlugin,
+            ),
+            (Asked::Vm, Code::FailedPrecondition, Kind::BeingDeleted),
             (Asked::Blob, Code::ResourceExhausted, Kind::NoSpace),
             (Asked::Lease, Code::Unavailable, Kind::Unavailable),
             (Asked::Vm, Code::DataLoss, Kind::Internal),

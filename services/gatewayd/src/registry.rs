@@ -1,15 +1,15 @@
-//! The calls of registryd.
+//! The calls of registryd: of artifacts and VMs here, of plugins in `plugins.rs`.
+
+mod plugins;
 
 use std::path::Path;
 
-use tonic::{IntoStreamingRequest, Streaming, transport::Channel};
+use tonic::{IntoStreamingRequest, transport::Channel};
 use volant_proto::registry::v1::{
-    CreateVmRequest, DeleteVmRequest, GetBlobRequest, GetPluginRequest, GetVmRequest,
-    InstallPluginRequest, InstallPluginResponse, ListPluginsRequest, ListVmsRequest, Plugin,
-    PurgeVmRequest, RemovePluginRequest, UploadBlobRequest, Vm, install_plugin_request::Source,
-    registry_service_client::RegistryServiceClient,
+    CreateVmRequest, DeleteVmRequest, GetBlobRequest, GetVmRequest, ListVmsRequest, PurgeVmRequest,
+    UploadBlobRequest, Vm, registry_service_client::RegistryServiceClient,
 };
-use volant_spec::{Digest, Name};
+use volant_spec::{Digest, Name, PluginRef};
 
 use crate::{
     Kind, Problem,
@@ -27,46 +27,6 @@ impl Registry {
     pub fn at(socket: &Path) -> Self {
         let client = RegistryServiceClient::new(rpc::channel(socket));
         Self(client.max_decoding_message_size(rpc::MAX_ANSWER))
-    }
-
-    pub(crate) async fn plugins(&self) -> Result<Vec<Plugin>, Problem> {
-        let answer =
-            self.call(|mut client| async move { client.list_plugins(ListPluginsRequest {}).await });
-        Ok(told(Asked::Plugin, answer.await)?.plugins)
-    }
-
-    pub(crate) async fn plugin(&self, name: &Name) -> Result<Plugin, Problem> {
-        let answer = self.call(|mut client| {
-            let name = name.to_string();
-            async move { client.get_plugin(GetPluginRequest { name }).await }
-        });
-        there(told(Asked::Plugin, answer.await)?.plugin)
-    }
-
-    pub(crate) async fn remove_plugin(&self, name: &Name) -> Result<(), Problem> {
-        let answer = self.call(|mut client| {
-            let name = name.to_string();
-            async move { client.remove_plugin(RemovePluginRequest { name }).await }
-        });
-        let answer = answer.await;
-        let repeated = answer.repeated;
-        match told(Asked::RemovePlugin, answer) {
-            // The first call removed it, and its answer was lost.
-            Err(problem) if repeated && problem.kind == Kind::NoSuchPlugin => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
-    /// Begins an install; the answer is its progress, then the plugin.
-    pub(crate) async fn install(
-        &self,
-        source: Source,
-    ) -> Result<Streaming<InstallPluginResponse>, Problem> {
-        let answer = self.call(|mut client| {
-            let source = Some(source.clone());
-            async move { client.install_plugin(InstallPluginRequest { source }).await }
-        });
-        told(Asked::InstallPlugin, answer.await)
     }
 
     /// An artifact's size.
@@ -164,8 +124,14 @@ fn there<T>(field: Option<T>) -> Result<T, Problem> {
 }
 
 fn as_asked(vm: &Vm, new: &CreateVmRequest) -> bool {
+    let is_of = |plugin: PluginRef| {
+        plugin.name.as_str() == vm.plugin
+            && plugin
+                .version
+                .is_none_or(|version| version.as_str() == vm.plugin_version)
+    };
     !vm.deleting
-        && vm.plugin == new.plugin
+        && new.plugin.parse().is_ok_and(is_of)
         && new.cpu_cores.is_none_or(|cores| cores == vm.cpu_cores)
         && new.memory_mb.is_none_or(|memory| memory == vm.memory_mb)
         && (new.vmm.is_empty() || new.vmm == vm.vmm)

@@ -1,47 +1,16 @@
 //! VMs and plugins as REST clients see them, and the pure function that puts a VM together.
 
+pub mod plugin;
+
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use volant_proto::{ipam::v1::Lease, registry::v1 as wire};
 
 use crate::{
-    Problem,
     live::Live,
     phase::{self, Phase},
     systemd::UnitState,
 };
-
-/// A plugin.
-#[derive(Debug, Serialize)]
-pub struct Plugin {
-    pub name: String,
-    pub version: String,
-    pub installed_at: String,
-    pub size_bytes: u64,
-    /// As it was given.
-    pub manifest: Box<RawValue>,
-}
-
-impl TryFrom<wire::Plugin> for Plugin {
-    type Error = Problem;
-
-    fn try_from(plugin: wire::Plugin) -> Result<Self, Problem> {
-        let manifest = serde_json::from_slice(&plugin.manifest).map_err(|error| {
-            let name = &plugin.name;
-            Problem::internal(format!(
-                "registryd's manifest of plugin {name} is no JSON: {error}"
-            ))
-        })?;
-        Ok(Self {
-            name: plugin.name,
-            version: plugin.version,
-            installed_at: plugin.installed_at,
-            size_bytes: plugin.size_bytes,
-            manifest,
-        })
-    }
-}
 
 /// A VM: its definition, and what it does now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -4,18 +4,19 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{FromRequestParts, Path, Request},
+    extract::{FromRequestParts, Path, Query, Request},
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
-use serde::Deserialize;
-use volant_spec::{Digest, Name};
+use http::{HeaderMap, Uri, header::CONTENT_TYPE, request::Parts};
+use serde::{Deserialize, de::DeserializeOwned};
+use volant_spec::{Digest, Name, PluginRef};
 
 use crate::{Kind, Problem};
 
-/// The largest JSON body, in bytes: a manifest of the largest size, and what is around it.
-pub const MAX_JSON: usize = 2 * 1024 * 1024;
+/// The largest JSON body, in bytes: a manifest of the largest size written as a text, where each quote and line feed takes
+/// two bytes, and what is around it.
+pub const MAX_JSON: usize = 3 * 1024 * 1024;
 /// How long a JSON body may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
 /// What the rest of a body that nobody wants may take to be thrown away.
@@ -31,6 +32,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let text = segment(parts, state).await?;
         name(&text).map(Self)
+    }
+}
+
+/// The plugin in the path: `NAME` or `NAME@VERSION`.
+#[derive(Debug)]
+pub struct Plugged(pub PluginRef);
+
+impl<S: Send + Sync> FromRequestParts<S> for Plugged {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let text = segment(parts, state).await?;
+        plugin(&text).map(Self)
     }
 }
 
@@ -63,6 +77,22 @@ pub fn name(text: &str) -> Result<Name, Problem> {
     text.parse().map_err(|error: volant_spec::name::NameError| {
         Problem::new(Kind::InvalidName, error.to_string())
     })
+}
+
+/// A plugin, wherever in the request it stood.
+pub fn plugin(text: &str) -> Result<PluginRef, Problem> {
+    text.parse()
+        .map_err(|error: volant_spec::plugin::PluginRefError| {
+            Problem::new(Kind::InvalidName, error.to_string())
+        })
+}
+
+/// What stands behind the path's `?`; unknown fields are refused by the value's type.
+pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    match Query::try_from_uri(uri) {
+        Ok(Query(value)) => Ok(value),
+        Err(rejection) => Err(Problem::invalid(rejection.body_text())),
+    }
 }
 
 /// The bytes of a JSON body.

@@ -2,7 +2,10 @@
 
 mod blobs;
 mod extract;
+mod install;
+mod lines;
 mod plugins;
+mod upkeep;
 mod vms;
 
 use axum::{
@@ -26,11 +29,19 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub fn router(gateway: Gateway) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
-        .route("/api/v1/plugins", get(plugins::list).post(plugins::install))
+        .route("/api/v1/plugins", get(plugins::list).post(install::install))
         .route(
-            "/api/v1/plugins/{name}",
+            "/api/v1/plugins/{plugin}",
             get(plugins::show).delete(plugins::remove),
         )
+        .route("/api/v1/plugins/{plugin}/manifest", get(plugins::manifest))
+        .route("/api/v1/plugins/{plugin}/enable", post(plugins::enable))
+        .route("/api/v1/plugins/{plugin}/disable", post(plugins::disable))
+        .route("/api/v1/plugins/{plugin}/verify", post(upkeep::verify))
+        .route("/api/v1/registry/verify", post(upkeep::verify_all))
+        .route("/api/v1/registry/gc", post(upkeep::collect_garbage))
+        .route("/api/v1/index/search", get(upkeep::search))
+        .route("/api/v1/trust", get(upkeep::trust))
         .route(
             "/api/v1/blobs/{digest}",
             head(blobs::size).put(blobs::upload),

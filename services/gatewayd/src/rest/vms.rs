@@ -9,7 +9,7 @@ use serde::Deserialize;
 use volant_proto::registry::v1::CreateVmRequest;
 use volant_spec::config::Vmm;
 
-use super::extract::{Named, json_body, name, parse};
+use super::extract::{Named, json_body, name, parse, plugin};
 use crate::{
     Gateway, Problem,
     lifecycle::{AtBoot, NewVm},
@@ -22,6 +22,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 struct Create {
     name: String,
+    /// `NAME` or `NAME@VERSION`.
     plugin: String,
     cpu_cores: Option<u32>,
     memory_mb: Option<u32>,
@@ -47,7 +48,7 @@ impl TryFrom<Create> for NewVm {
         let vm = name(&create.name)?;
         let request = CreateVmRequest {
             name: vm.to_string(),
-            plugin: name(&create.plugin)?.to_string(),
+            plugin: plugin(&create.plugin)?.to_string(),
             cpu_cores: create.cpu_cores,
             memory_mb: create.memory_mb,
             vmm: vmm.to_owned(),

@@ -9,6 +9,7 @@ mod refusals;
 mod service;
 mod services;
 mod systemd;
+mod world;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,8 +17,9 @@ use gatewayd::{Gateway, Systemd, ipam::Ipam, registry::Registry, rest, serve};
 use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle};
 use volant_service::Idle;
 
-use services::{Process, World};
+use services::Process;
 use systemd::FakeSystemd;
+use world::World;
 
 /// All of it, running.
 #[derive(Debug)]

@@ -1,15 +1,8 @@
 //! Stand-ins for registryd and ipamd behind real gRPC, on sockets that outlive them as systemd's do.
 
-use std::{
-    collections::BTreeMap,
-    os::unix::net::UnixListener as StdListener,
-    path::Path,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{os::unix::net::UnixListener as StdListener, path::Path, pin::Pin};
 
-use sha2::{Digest, Sha256};
-use tokio::{net::UnixListener, runtime::Runtime, sync::Semaphore};
+use tokio::{net::UnixListener, runtime::Runtime};
 use tokio_stream::{Stream, wrappers::UnixListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 use volant_proto::{
@@ -23,83 +16,7 @@ use volant_proto::{
     },
 };
 
-/// What both services know, and what they were asked. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct World(Arc<Mutex<State>>);
-
-#[derive(Debug, Default)]
-pub struct State {
-    pub plugins: BTreeMap<String, wire::Plugin>,
-    pub vms: BTreeMap<String, wire::Vm>,
-    pub leases: BTreeMap<String, ipam::Lease>,
-    pub blobs: BTreeMap<String, u64>,
-    pub calls: Vec<String>,
-    /// The sizes of the pieces of the last upload.
-    pub pieces: Vec<usize>,
-    /// Uploads that were not what they said.
-    pub mismatches: usize,
-    pub full: bool,
-    pub fails: bool,
-    /// `ListVms` waits for a permit of it.
-    pub listing: Option<Arc<Semaphore>>,
-    made: u32,
-}
-
-impl World {
-    pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
-    }
-
-    pub fn calls(&self) -> Vec<String> {
-        self.lock().calls.clone()
-    }
-}
-
-impl State {
-    pub fn plugin(&mut self, name: &str, manifest: &str) -> wire::Plugin {
-        let plugin = wire::Plugin {
-            name: name.to_owned(),
-            version: "1.0".to_owned(),
-            manifest: manifest.as_bytes().to_vec(),
-            installed_at: "2026-11-20T10:00:00Z".to_owned(),
-            size_bytes: 42,
-        };
-        self.plugins.insert(name.to_owned(), plugin.clone());
-        plugin
-    }
-
-    pub fn vm(&mut self, name: &str, deleting: bool) -> wire::Vm {
-        self.made += 1;
-        let vm = wire::Vm {
-            uuid: format!("uuid-{}", self.made),
-            name: name.to_owned(),
-            plugin: "caddy".to_owned(),
-            plugin_version: "1.0".to_owned(),
-            cpu_cores: 1,
-            memory_mb: 256,
-            vmm: "auto".to_owned(),
-            created_at: "2026-11-20T10:00:00Z".to_owned(),
-            deleting,
-        };
-        self.vms.insert(name.to_owned(), vm.clone());
-        let lease = ipam::Lease {
-            vm: name.to_owned(),
-            address: format!("192.168.127.{}", self.made + 1),
-            mac: format!("52:54:00:00:00:{:02x}", self.made),
-            cid: self.made + 2,
-        };
-        self.leases.insert(name.to_owned(), lease);
-        vm
-    }
-
-    fn asked(&mut self, call: impl Into<String>) -> Result<(), Status> {
-        self.calls.push(call.into());
-        if self.fails {
-            return Err(Status::internal("the database is on fire"));
-        }
-        Ok(())
-    }
-}
+use crate::world::{World, digest};
 
 /// A service's processes: what can be killed while its socket stays.
 #[derive(Debug)]
@@ -160,19 +77,17 @@ impl Drop for Process {
 #[derive(Debug)]
 struct Registry(World);
 
-pub fn digest(bytes: &[u8]) -> String {
-    volant_spec::Digest::from_bytes(Sha256::digest(bytes).into()).to_string()
-}
-
 fn no_vm(name: &str) -> Status {
     Status::not_found(format!("there is no VM {name}"))
 }
 
+type Checks = Pin<Box<dyn Stream<Item = Result<wire::VerifyPluginsResponse, Status>> + Send>>;
 type Events = Pin<Box<dyn Stream<Item = Result<wire::InstallPluginResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl RegistryService for Registry {
     type InstallPluginStream = Events;
+    type VerifyPluginsStream = Checks;
 
     async fn upload_blob(
         &self,
@@ -221,12 +136,26 @@ impl RegistryService for Registry {
         request: Request<wire::InstallPluginRequest>,
     ) -> Result<Response<Events>, Status> {
         let mut state = self.0.lock();
-        let manifest = match request.into_inner().source {
+        let request = request.into_inner();
+        let manifest = match request.source {
             Some(Source::Manifest(bytes)) => String::from_utf8(bytes).unwrap(),
             Some(Source::ManifestUrl(url)) => format!("{{\"from\":\"{url}\"}}"),
+            Some(Source::OciReference(reference)) => format!("{{\"from\":\"{reference}\"}}"),
+            Some(Source::Name(name)) if name == "nothing" => {
+                return Err(Status::not_found("no index has plugin nothing"));
+            }
+            Some(Source::Name(name)) => format!("{{\"from\":\"{name}\"}}"),
             None => return Err(Status::invalid_argument("no source")),
         };
-        state.asked(format!("InstallPlugin {manifest}"))?;
+        let mut call = format!("InstallPlugin {manifest}");
+        if !request.signature.is_empty() {
+            let signature = String::from_utf8(request.signature).unwrap();
+            call.push_str(&format!(" signed {signature:?}"));
+        }
+        if request.allow_downgrade {
+            call.push_str(" though older");
+        }
+        state.asked(call)?;
         let progress = Event::Progress(wire::Progress {
             artifact: "initramfs".to_owned(),
             done_bytes: 1,
@@ -237,8 +166,15 @@ impl RegistryService for Registry {
             Err(Status::failed_precondition(
                 "the initramfs was not uploaded",
             ))
+        } else if manifest.contains("untrusted") {
+            Err(Status::permission_denied(
+                "the manifest is signed with the key 01, which is not trusted here",
+            ))
         } else {
-            event(Event::Plugin(state.plugin("caddy", &manifest)))
+            event(Event::Plugin(wire::Plugin {
+                warnings: vec!["it is only a fake".to_owned()],
+                ..state.plugin("caddy", &manifest)
+            }))
         };
         Ok(Response::new(Box::pin(tokio_stream::iter([
             event(progress),
@@ -261,27 +197,131 @@ impl RegistryService for Registry {
         request: Request<wire::GetPluginRequest>,
     ) -> Result<Response<wire::GetPluginResponse>, Status> {
         let name = request.into_inner().name;
-        let plugin = self.0.lock().plugins.get(&name).cloned();
-        let plugin = plugin.ok_or_else(|| Status::not_found(format!("no plugin {name}")))?;
-        Ok(Response::new(wire::GetPluginResponse {
-            plugin: Some(plugin),
-        }))
+        let state = self.0.lock();
+        let newest = state.meant(&name)?.pop().unwrap();
+        let plugin = Some(state.plugins[&newest].clone());
+        Ok(Response::new(wire::GetPluginResponse { plugin }))
+    }
+
+    async fn set_plugin_enabled(
+        &self,
+        request: Request<wire::SetPluginEnabledRequest>,
+    ) -> Result<Response<wire::SetPluginEnabledResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.0.lock();
+        let mut plugins = Vec::new();
+        for key in state.meant(&request.name)? {
+            let plugin = state.plugins.get_mut(&key).unwrap();
+            plugin.enabled = request.enabled;
+            plugins.push(plugin.clone());
+        }
+        Ok(Response::new(wire::SetPluginEnabledResponse { plugins }))
     }
 
     async fn remove_plugin(
         &self,
         request: Request<wire::RemovePluginRequest>,
     ) -> Result<Response<wire::RemovePluginResponse>, Status> {
-        let name = request.into_inner().name;
+        let request = request.into_inner();
         let mut state = self.0.lock();
-        let users: Vec<_> = state.vms.values().filter(|vm| vm.plugin == name).collect();
-        if let Some(user) = users.first() {
-            let message = format!("plugin {name} is used by VM {}", user.name);
+        let meant = state.meant(&request.name)?;
+        if meant.len() > 1 && !request.all_versions {
+            let message = format!("{} are installed", meant.join(", "));
             return Err(Status::failed_precondition(message));
         }
-        let removed = state.plugins.remove(&name);
-        removed.ok_or_else(|| Status::not_found(format!("no plugin {name}")))?;
+        for key in meant {
+            let is_user = |vm: &&wire::Vm| format!("{}@{}", vm.plugin, vm.plugin_version) == key;
+            if let Some(user) = state.vms.values().find(is_user) {
+                let message = format!("plugin {key} is used by VM {}", user.name);
+                return Err(Status::failed_precondition(message));
+            }
+            state.plugins.remove(&key);
+        }
         Ok(Response::new(wire::RemovePluginResponse {}))
+    }
+
+    async fn verify_plugins(
+        &self,
+        request: Request<wire::VerifyPluginsRequest>,
+    ) -> Result<Response<Checks>, Status> {
+        let name = request.into_inner().name;
+        let mut state = self.0.lock();
+        state.asked(format!("VerifyPlugins {name}"))?;
+        let keys = match name.as_str() {
+            "" => state.plugins.keys().cloned().collect(),
+            name => state.meant(name)?,
+        };
+        let checks = keys.into_iter().flat_map(|key| {
+            let (plugin, version) = key.split_once('@').unwrap();
+            let (plugin, version) = (plugin.to_owned(), version.to_owned());
+            ["signature", "initramfs"].map(|subject| {
+                Ok(wire::VerifyPluginsResponse {
+                    plugin: plugin.clone(),
+                    version: version.clone(),
+                    subject: subject.to_owned(),
+                    ok: subject == "signature",
+                    detail: if subject == "signature" {
+                        ""
+                    } else {
+                        "other bytes"
+                    }
+                    .to_owned(),
+                })
+            })
+        });
+        let checks: Vec<_> = checks.collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(checks))))
+    }
+
+    async fn collect_garbage(
+        &self,
+        _: Request<wire::CollectGarbageRequest>,
+    ) -> Result<Response<wire::CollectGarbageResponse>, Status> {
+        self.0.lock().asked("CollectGarbage")?;
+        Ok(Response::new(wire::CollectGarbageResponse {
+            artifacts: 2,
+            bytes: 4711,
+        }))
+    }
+
+    async fn search_plugins(
+        &self,
+        request: Request<wire::SearchPluginsRequest>,
+    ) -> Result<Response<wire::SearchPluginsResponse>, Status> {
+        let text = request.into_inner().text;
+        self.0.lock().asked(format!("SearchPlugins {text}"))?;
+        if text == "offline" {
+            return Err(Status::unavailable(
+                "https://a.example/index.json: no answer",
+            ));
+        }
+        Ok(Response::new(wire::SearchPluginsResponse {
+            plugins: vec![wire::FoundPlugin {
+                name: "caddy".to_owned(),
+                versions: vec!["2.0".to_owned(), "1.0".to_owned()],
+                index: "https://a.example/index.json".to_owned(),
+                installed: vec!["1.0".to_owned()],
+                ..wire::FoundPlugin::default()
+            }],
+            problems: vec!["https://b.example/index.json: no answer".to_owned()],
+        }))
+    }
+
+    async fn get_trust(
+        &self,
+        _: Request<wire::GetTrustRequest>,
+    ) -> Result<Response<wire::GetTrustResponse>, Status> {
+        Ok(Response::new(wire::GetTrustResponse {
+            policy: "require".to_owned(),
+            keys: vec![wire::TrustedKey {
+                name: "acme".to_owned(),
+                key_id: "E7620F1842B4E81F".to_owned(),
+                public_key: "RWQ".to_owned(),
+                plugins: vec!["caddy".to_owned(), "acme-*".to_owned()],
+                comment: String::new(),
+            }],
+            problems: vec!["bad.pub: it is no text".to_owned()],
+        }))
     }
 
     async fn create_vm(
@@ -294,16 +334,21 @@ impl RegistryService for Registry {
         if state.vms.contains_key(&new.name) {
             return Err(Status::already_exists(format!("VM {} exists", new.name)));
         }
-        if !state.plugins.contains_key(&new.plugin) {
-            return Err(Status::not_found(format!(
-                "there is no plugin {}",
-                new.plugin
-            )));
+        let Some(plugin) = state.meant(&new.plugin).ok().and_then(|mut all| all.pop()) else {
+            let message = format!("there is no plugin {}", new.plugin);
+            return Err(Status::not_found(message));
+        };
+        let plugin = state.plugins[&plugin].clone();
+        if !plugin.enabled {
+            let message = format!("plugin {} is disabled", new.plugin);
+            return Err(Status::failed_precondition(message));
         }
         if new.memory_mb == Some(0) {
             return Err(Status::invalid_argument("0 MiB of memory are not possible"));
         }
-        let vm = state.vm(&new.name, false);
+        let mut vm = state.vm(&new.name, false);
+        vm.plugin_version = plugin.version;
+        state.vms.insert(new.name, vm.clone());
         Ok(Response::new(wire::CreateVmResponse { vm: Some(vm) }))
     }
 
