@@ -6,11 +6,16 @@
 pub mod build;
 mod check;
 mod elf;
+mod files;
 mod gather;
 pub mod initramfs;
+pub mod keygen;
+pub mod local;
 mod newc;
 pub mod recipe;
+pub mod sign;
 pub mod tree;
+pub mod verify;
 
 pub use build::{BuildError, Built, Options, build};
 

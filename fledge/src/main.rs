@@ -1,5 +1,7 @@
 //! `fledge`: builds plugins for Volant.
 
+mod cli;
+
 use std::{
     io::{self, IsTerminal, Write},
     path::PathBuf,
@@ -22,6 +24,12 @@ struct Args {
 enum Command {
     /// Builds the plugin that fledge.toml describes: NAME.cpio.gz and NAME.manifest.json
     Build(Build),
+    /// Makes a key pair to sign plugins with, in minisign's files
+    Keygen(cli::keygen::Keygen),
+    /// Signs manifests, and with them all that they name
+    Sign(cli::sign::Sign),
+    /// Checks a manifest's signature, and the artifacts beside it
+    Verify(cli::verify::Verify),
 }
 
 #[derive(clap::Args)]
@@ -38,8 +46,13 @@ struct Build {
 }
 
 fn main() -> ExitCode {
-    let Command::Build(args) = Args::parse().command;
-    match build(args) {
+    let done = match Args::parse().command {
+        Command::Build(args) => build(args),
+        Command::Keygen(args) => cli::keygen::run(args),
+        Command::Sign(args) => cli::sign::run(args),
+        Command::Verify(args) => cli::verify::run(args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", format!("{error:#}").trim_end());

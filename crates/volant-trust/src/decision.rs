@@ -1,7 +1,6 @@
 //! What a signature is worth to a host, and what the host's policy makes of it.
 
-use serde::{Deserialize, Serialize};
-use volant_spec::Name;
+use volant_spec::{Name, config::SignaturePolicy as Policy};
 
 use crate::{
     keyring::Keyring,
@@ -9,19 +8,6 @@ use crate::{
     public::KeyId,
     signature::{Signature, SignatureError, VerifyError, verify},
 };
-
-/// What a host does with plugins that no trusted key has signed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Policy {
-    /// Refuses them.
-    #[default]
-    Require,
-    /// Takes them, and says so.
-    Warn,
-    /// Does not look at signatures at all.
-    Off,
-}
 
 /// Who signed a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ mod replay;
 mod secret;
 mod signature;
 
-pub use decision::{Decision, Policy, Trusted, Untrusted, Verdict, examine, judge};
+pub use decision::{Decision, Trusted, Untrusted, Verdict, examine, judge};
 pub use key_file::{KeyFileError, key_file};
 pub use keyring::{Keyring, Loaded, Problem, ProblemKind, TrustedKey};
 pub use pattern::{Pattern, PatternError};
@@ -23,8 +23,5 @@ pub use public::{KeyId, PublicKey, PublicKeyError};
 pub use replay::{Accepted, Replay, replay};
 pub use secret::{OpenError, SecretKey, SecretKeyError, SecretKeyFile, SignError};
 pub use signature::{MAX_SIGNATURE_BYTES, Signature, SignatureError, VerifyError, verify};
-
-/// What a signature's file or URL has after that of the manifest.
-pub const SIGNATURE_SUFFIX: &str = ".minisig";
-/// Where a host's trusted keys are.
-pub const TRUST_FOLDER: &str = "/etc/volant/trust.d";
+/// What a host does about plugins that no trusted key signed.
+pub use volant_spec::config::SignaturePolicy as Policy;
