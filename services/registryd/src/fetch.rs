@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use reqwest::{Client, ClientBuilder, Response, StatusCode, redirect};
+use reqwest::{Client, ClientBuilder, Response, StatusCode, header, redirect};
 use url::Url;
 
 /// How patient downloads are.
@@ -65,6 +65,7 @@ pub struct Fetcher {
 #[derive(Debug)]
 pub struct Download {
     response: Response,
+    start: u64,
     limits: Limits,
     got: u64,
     window_got: u64,
@@ -94,21 +95,65 @@ impl Fetcher {
     /// # Errors
     /// The server cannot be reached, is silent, or refuses.
     pub async fn get(&self, url: &Url) -> Result<Download, FetchError> {
-        let sending = self.client()?.get(url.clone()).send();
-        let response = tokio::time::timeout(self.limits.connect + self.limits.window, sending)
-            .await
-            .map_err(|_| FetchError::Silent(self.limits.window))?
-            .map_err(|error| FetchError::Request(error.without_url()))?;
-        if !response.status().is_success() {
+        self.get_from(url, 0).await
+    }
+
+    /// As [`Fetcher::get`], from byte `offset` on if the server can do that: [`Download::start`] tells.
+    ///
+    /// # Errors
+    /// As [`Fetcher::get`].
+    pub async fn get_from(&self, url: &Url, offset: u64) -> Result<Download, FetchError> {
+        let mut response = self.ask(url, offset).await?;
+        let mut start = 0;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if offset > 0 && begins_at(&response, offset) => {
+                start = offset
+            }
+            // Another part than the one that was asked for, or none.
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => {
+                response = self.ask(url, 0).await?;
+            }
+            _ => {}
+        }
+        if response.status() == StatusCode::PARTIAL_CONTENT && start == 0
+            || !response.status().is_success()
+        {
             return Err(FetchError::Answer(response.status()));
         }
         Ok(Download {
             response,
+            start,
             limits: self.limits,
             got: 0,
             window_got: 0,
             waited: Duration::ZERO,
         })
+    }
+
+    async fn ask(&self, url: &Url, offset: u64) -> Result<Response, FetchError> {
+        let mut request = self.client()?.get(url.clone());
+        if offset > 0 {
+            request = request.header(header::RANGE, format!("bytes={offset}-"));
+        }
+        tokio::time::timeout(self.limits.connect + self.limits.window, request.send())
+            .await
+            .map_err(|_| FetchError::Silent(self.limits.window))?
+            .map_err(|error| FetchError::Request(error.without_url()))
+    }
+
+    /// As [`Fetcher::small`], `None` when the server says that there is nothing.
+    ///
+    /// # Errors
+    /// As [`Fetcher::small`].
+    pub async fn small_if_there(
+        &self,
+        url: &Url,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, FetchError> {
+        match self.small(url, limit).await {
+            Err(FetchError::Answer(StatusCode::NOT_FOUND | StatusCode::GONE)) => Ok(None),
+            answer => answer.map(Some),
+        }
     }
 
     /// The whole body of `url`, of at most `limit` bytes.
@@ -147,6 +192,12 @@ impl Fetcher {
     }
 }
 
+fn begins_at(response: &Response, offset: u64) -> bool {
+    let range = response.headers().get(header::CONTENT_RANGE);
+    let range = range.and_then(|range| range.to_str().ok());
+    range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")))
+}
+
 fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
     match refusal(attempt.previous(), attempt.url()) {
         None => attempt.follow(),
@@ -168,10 +219,17 @@ fn refusal(previous: &[Url], next: &Url) -> Option<String> {
 }
 
 impl Download {
-    /// The size that the server announced.
+    /// The first byte that comes.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The size of the whole that the server announced.
     #[must_use]
     pub fn total(&self) -> Option<u64> {
-        self.response.content_length()
+        let rest = self.response.content_length()?;
+        Some(rest.saturating_add(self.start))
     }
 
     /// The next bytes; `None` at the end.

@@ -6,18 +6,26 @@
 pub mod dbus;
 mod fetch;
 pub mod grpc;
+mod indexes;
 mod install;
+mod keyed;
 mod registry;
 mod sink;
 mod status;
 mod store;
+mod trust;
+mod verify;
 
 pub use fetch::{FetchError, Fetcher, Limits};
-pub use install::{InstallError, Progress, Source};
+pub use indexes::{Found, Search, SearchError};
+pub use install::{Install, InstallError, Installed, Progress, Source};
 pub use registry::Registry;
 use registry::blocking;
 pub use sink::Sink;
 pub use store::{
-    BlobError, DATABASE, Damage, FIRST_UID, Incoming, MIGRATIONS, NewVm, OpenError, OpenStoreError,
-    OpenVm, Plugin, PluginError, Store, StoreError, UNUSED_FOR, Vm, VmError, uid,
+    BlobError, Bringer, Collect, Collected, DATABASE, Damage, FIRST_UID, Incoming, MIGRATIONS,
+    NewPlugin, NewVm, OpenError, OpenStoreError, OpenVm, Original, Pinned, Plugin, PluginError,
+    SignedBy, Store, StoreError, UNUSED_FOR, Vm, VmError, uid,
 };
+pub use trust::{Admitted, Before, Settings, Trust, TrustError};
+pub use verify::{Finding, VerifyError};

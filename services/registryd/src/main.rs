@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use registryd::{Fetcher, Limits, Registry, Store, dbus, grpc};
+use registryd::{Fetcher, Limits, Registry, Settings, Store, dbus, grpc};
 use tokio::sync::oneshot;
 use volant_service::{Idle, Sockets, init_logging, ready, shutdown, stopping};
 
@@ -24,6 +24,15 @@ struct Args {
     /// The largest artifact that is taken, in bytes.
     #[arg(long, default_value_t = 8 << 30)]
     max_blob_bytes: u64,
+    /// The host's configuration: the policy on signatures, the indexes. It need not exist.
+    #[arg(long, default_value = volant_spec::config::PATH)]
+    config: PathBuf,
+    /// The folder of the keys that may sign plugins. It need not exist.
+    #[arg(long, default_value = volant_spec::config::TRUST_DIR)]
+    trust_dir: PathBuf,
+    /// The user id that the folder and the keys must belong to.
+    #[arg(long, default_value_t = 0)]
+    trust_owner: u32,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -36,8 +45,13 @@ async fn main() -> anyhow::Result<()> {
     let store = Store::open(&args.state_dir, args.max_blob_bytes)?;
     let fetcher = Fetcher::new(reqwest::Client::builder, Limits::default());
     let idle = Idle::new();
-    let registry = Registry::new(store, fetcher, idle.clone());
-    registry.collect_garbage().await;
+    let settings = Settings {
+        config: args.config,
+        trust_dir: args.trust_dir,
+        trust_owner: args.trust_owner,
+    };
+    let registry = Registry::new(store, fetcher, settings, idle.clone());
+    registry.tidy().await;
     let system = zbus::connection::Builder::system();
     let bus = dbus::serve(system, registry.clone(), dbus::BusCallers)
         .await

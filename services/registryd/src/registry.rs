@@ -1,22 +1,21 @@
 //! The registry's one handle: what every face calls. It puts the store's blocking calls on threads for them.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::{sync::Arc, time::SystemTime};
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 use volant_service::{Busy, Idle};
-use volant_spec::{Digest, Name};
+use volant_spec::{Digest, Name, PluginRef, config::ConfigError, manifest::Version};
 
 use crate::{
     fetch::Fetcher,
+    keyed::Keyed,
     sink::Sink,
     status,
     store::{
-        BlobError, NewVm, OpenError, OpenVm, Plugin, PluginError, Store, StoreError, UNUSED_FOR,
-        Vm, VmError,
+        BlobError, Collect, Collected, NewVm, OpenError, OpenVm, Original, Plugin, PluginError,
+        Store, StoreError, Vm, VmError,
     },
+    trust::{Settings, Trust},
 };
 
 /// What should exist on this host. Clones are the same registry.
@@ -27,20 +26,28 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     store: Arc<Store>,
     fetcher: Fetcher,
+    settings: Settings,
     idle: Idle,
     /// Who installs a plugin of that name now.
-    installing: Mutex<HashMap<Name, Weak<tokio::sync::Mutex<()>>>>,
+    installing: Keyed<Name>,
+    /// Who downloads that artifact now.
+    downloading: Keyed<Digest>,
+    /// Grows when plugins are installed, removed or changed.
+    changes: watch::Sender<u64>,
 }
 
 impl Registry {
     /// Calls count as `busy` for as long as they last.
     #[must_use]
-    pub fn new(store: Store, fetcher: Fetcher, idle: Idle) -> Self {
+    pub fn new(store: Store, fetcher: Fetcher, settings: Settings, idle: Idle) -> Self {
         Self(Arc::new(Inner {
             store: Arc::new(store),
             fetcher,
+            settings,
             idle,
-            installing: Mutex::default(),
+            installing: Keyed::default(),
+            downloading: Keyed::default(),
+            changes: watch::Sender::new(0),
         }))
     }
 
@@ -56,31 +63,44 @@ impl Registry {
         self.0.idle.busy()
     }
 
-    async fn ask<T: Send + 'static>(&self, act: impl FnOnce(&Store) -> T + Send + 'static) -> T {
+    /// Changes when plugins were installed, removed or changed, by whomever.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    pub(crate) fn changed(&self) {
+        self.0.changes.send_modify(|generation| *generation += 1);
+    }
+
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> T {
         let _busy = self.busy();
         let store = self.store();
         blocking(move || act(&store)).await
     }
 
-    /// Waits until nobody else installs a plugin of that name.
-    pub(crate) async fn installing(&self, name: &Name) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut all = self
-                .0
-                .installing
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            all.retain(|_, lock| lock.strong_count() > 0);
-            all.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
-                let lock = Arc::default();
-                all.insert(name.clone(), Arc::downgrade(&lock));
-                lock
-            })
-        };
-        lock.lock_owned().await
+    /// What the administrator trusts, as it is now.
+    ///
+    /// # Errors
+    /// The configuration is not valid, or cannot be read.
+    pub async fn trust(&self) -> Result<Trust, ConfigError> {
+        let settings = self.0.settings.clone();
+        blocking(move || settings.read()).await
     }
 
-    /// The size of an artifact that is there.
+    /// Waits until nobody else installs a plugin of that name.
+    pub(crate) async fn installing(&self, name: &Name) -> OwnedMutexGuard<()> {
+        self.0.installing.lock(name).await
+    }
+
+    /// Waits until nobody else downloads that artifact.
+    pub(crate) async fn downloading(&self, digest: &Digest) -> OwnedMutexGuard<()> {
+        self.0.downloading.lock(digest).await
+    }
+
+    /// The size of an artifact that is there and whole. It is kept for a client that means to install it.
     ///
     /// # Errors
     /// The store failed.
@@ -96,18 +116,33 @@ impl Registry {
         Sink::open(self.store()).await
     }
 
-    /// # Errors
-    /// There is none, or the store failed.
-    pub async fn plugin(&self, name: Name) -> Result<Plugin, PluginError> {
-        self.ask(move |store| store.plugin(&name)).await
-    }
-
-    /// All plugins, by name.
+    /// That version; without one the newest that is enabled, else the newest. And what it was installed from.
     ///
     /// # Errors
-    /// The store failed.
-    pub async fn plugins(&self) -> Result<Vec<Plugin>, PluginError> {
-        self.ask(Store::plugins).await
+    /// There is none, or the store failed.
+    pub async fn plugin(&self, plugin: PluginRef) -> Result<(Plugin, Original), PluginError> {
+        self.ask(move |store| {
+            let found = store.plugin(&plugin)?;
+            let original = store.original(&found.name, &found.version)?;
+            Ok((found, original))
+        })
+        .await
+    }
+
+    /// What exactly this version was installed from.
+    ///
+    /// # Errors
+    /// There is none, or the store failed.
+    pub async fn original(&self, name: Name, version: Version) -> Result<Original, PluginError> {
+        self.ask(move |store| store.original(&name, &version)).await
+    }
+
+    /// All plugins, or those that fit: by name, then the newest first.
+    ///
+    /// # Errors
+    /// There is none that fits, or the store failed.
+    pub async fn plugins(&self, fitting: Option<PluginRef>) -> Result<Vec<Plugin>, PluginError> {
+        self.ask(move |store| store.plugins(fitting.as_ref())).await
     }
 
     /// # Errors
@@ -116,11 +151,33 @@ impl Registry {
         self.ask(Store::plugin_names).await
     }
 
+    /// Enables or disables that version, or all of that name. Idempotent.
+    ///
     /// # Errors
-    /// There is none, VMs use it, or the store failed.
-    pub async fn remove_plugin(&self, name: Name) -> Result<(), PluginError> {
-        self.ask(move |store| store.remove_plugin(&name)).await?;
-        self.collect_garbage().await;
+    /// There is none, or the store failed.
+    pub async fn enable_plugin(
+        &self,
+        plugin: PluginRef,
+        on: bool,
+    ) -> Result<Vec<Plugin>, PluginError> {
+        let changed = self
+            .ask(move |store| store.enable_plugin(&plugin, on))
+            .await?;
+        self.changed();
+        Ok(changed)
+    }
+
+    /// # Errors
+    /// As [`Store::remove_plugin`].
+    pub async fn remove_plugin(
+        &self,
+        plugin: PluginRef,
+        all_versions: bool,
+    ) -> Result<(), PluginError> {
+        self.ask(move |store| store.remove_plugin(&plugin, all_versions))
+            .await?;
+        self.changed();
+        self.tidy().await;
         Ok(())
     }
 
@@ -161,7 +218,7 @@ impl Registry {
     /// It is not marked, or the store failed.
     pub async fn purge_vm(&self, name: Name) -> Result<(), VmError> {
         self.ask(move |store| store.purge_vm(&name)).await?;
-        self.collect_garbage().await;
+        self.tidy().await;
         Ok(())
     }
 
@@ -173,11 +230,23 @@ impl Registry {
         self.ask(move |store| store.open_vm(&name)).await
     }
 
-    /// Removes artifacts that nothing has used for an hour. A failure is logged: the next time does it.
-    pub async fn collect_garbage(&self) {
-        match self.ask(|store| store.collect(UNUSED_FOR)).await {
-            Ok(0) => {}
-            Ok(removed) => tracing::info!("removed {removed} artifacts that nothing used"),
+    /// Removes what nothing refers to; an upload still waits for its install.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn collect_garbage(&self) -> Result<Collected, StoreError> {
+        self.ask(|store| store.collect(Collect::All, SystemTime::now()))
+            .await
+    }
+
+    /// Removes artifacts that nobody wanted for an hour. A failure is logged: the next time does it.
+    pub async fn tidy(&self) {
+        let collected = self.ask(|store| store.collect(Collect::Stale, SystemTime::now()));
+        match collected.await {
+            Ok(Collected { artifacts: 0, .. }) => {}
+            Ok(Collected { artifacts, bytes }) => {
+                tracing::info!("removed {artifacts} artifacts ({bytes} bytes) that nothing used");
+            }
             Err(error) => tracing::warn!(
                 "cannot remove artifacts that nothing uses: {}",
                 status::chain(&error)

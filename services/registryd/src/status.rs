@@ -2,10 +2,14 @@
 
 use tonic::{Code, Status};
 
+use volant_spec::config::ConfigError;
+
 use crate::{
     fetch::FetchError,
+    indexes::SearchError,
     install::InstallError,
     store::{BlobError, PluginError, StoreError, VmError},
+    verify::VerifyError,
 };
 
 pub use volant_service::chain;
@@ -17,7 +21,9 @@ pub fn of_vm(error: &VmError) -> Status {
         VmError::NotFound(_) | VmError::NoPlugin(_) => Code::NotFound,
         VmError::Taken(_) | VmError::TakenByDeleting(_) => Code::AlreadyExists,
         VmError::Resources { .. } => Code::InvalidArgument,
-        VmError::NotMarked(_) => Code::FailedPrecondition,
+        VmError::NotMarked(_) | VmError::Disabled(_) | VmError::Unsupported { .. } => {
+            Code::FailedPrecondition
+        }
         VmError::UidsUsedUp => Code::ResourceExhausted,
         VmError::Store(error) => store_code(error),
     };
@@ -46,13 +52,18 @@ pub fn of_store(error: &StoreError) -> Status {
 #[must_use]
 pub fn of_install(error: &InstallError) -> Status {
     let code = match error {
-        InstallError::Url { .. } | InstallError::Manifest(_) | InstallError::Size { .. } => {
-            Code::InvalidArgument
-        }
-        InstallError::ManifestFetch { source, .. } | InstallError::Fetch { source, .. } => {
-            fetch_code(source)
-        }
-        InstallError::NotUploaded { .. } => Code::FailedPrecondition,
+        InstallError::Url { .. }
+        | InstallError::Manifest(_)
+        | InstallError::Size { .. }
+        | InstallError::IndexChecksum { .. }
+        | InstallError::IndexName { .. } => Code::InvalidArgument,
+        InstallError::ManifestFetch { source, .. }
+        | InstallError::SignatureFetch { source, .. }
+        | InstallError::Fetch { source, .. } => fetch_code(source),
+        InstallError::Trust(_) => Code::PermissionDenied,
+        InstallError::Config(error) => config_code(error),
+        InstallError::NotInIndex { .. } => Code::NotFound,
+        InstallError::NotUploaded { .. } | InstallError::NoIndex(_) => Code::FailedPrecondition,
         InstallError::Keep { source, .. } => blob_code(source),
         InstallError::Plugin(error) => plugin_code(error),
         InstallError::Store(error) => store_code(error),
@@ -60,10 +71,45 @@ pub fn of_install(error: &InstallError) -> Status {
     Status::new(code, chain(error))
 }
 
+/// The status of a failed search.
+#[must_use]
+pub fn of_search(error: &SearchError) -> Status {
+    let code = match error {
+        SearchError::Config(error) => config_code(error),
+        SearchError::Unreadable(_) => Code::Unavailable,
+        SearchError::Plugin(error) => plugin_code(error),
+    };
+    Status::new(code, chain(error))
+}
+
+/// The status of a failed look at what is installed.
+#[must_use]
+pub fn of_verify(error: &VerifyError) -> Status {
+    let code = match error {
+        VerifyError::Config(error) => config_code(error),
+        VerifyError::Plugin(error) => plugin_code(error),
+    };
+    Status::new(code, chain(error))
+}
+
+/// The status of a configuration that is of no use.
+#[must_use]
+pub fn of_config(error: &ConfigError) -> Status {
+    Status::new(config_code(error), chain(error))
+}
+
+fn config_code(error: &ConfigError) -> Code {
+    match error {
+        ConfigError::Read { .. } | ConfigError::Parse { .. } => Code::FailedPrecondition,
+    }
+}
+
 fn plugin_code(error: &PluginError) -> Code {
     match error {
         PluginError::NotFound(_) => Code::NotFound,
-        PluginError::InUse { .. } | PluginError::NoArtifact { .. } => Code::FailedPrecondition,
+        PluginError::InUse { .. }
+        | PluginError::SeveralVersions { .. }
+        | PluginError::NoArtifact { .. } => Code::FailedPrecondition,
         PluginError::Store(error) => store_code(error),
     }
 }

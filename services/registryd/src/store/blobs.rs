@@ -5,8 +5,7 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File, FileTimes},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -22,50 +21,110 @@ pub const UNUSED_FOR: Duration = Duration::from_secs(60 * 60);
 const UNREFERENCED: &str = "NOT EXISTS (SELECT 1 FROM plugin_blobs p WHERE p.digest = blobs.digest)
      AND NOT EXISTS (SELECT 1 FROM vm_blobs v WHERE v.digest = blobs.digest)";
 
+/// What a collection takes of that which nothing refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collect {
+    /// Artifacts that nobody wanted for [`UNUSED_FOR`], and old remains of downloads.
+    Stale,
+    /// Also what a broken install fetched. An upload still waits for its install.
+    All,
+}
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    pub artifacts: u64,
+    pub bytes: u64,
+}
+
+/// Who brings an artifact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bringer {
+    /// A client, which installs it in a call of its own.
+    Upload,
+    /// An install, which has it pinned.
+    Install,
+}
+
+/// What is known of an artifact.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) size: u64,
+    pub(super) verity: Option<String>,
+    pub(super) stamp: Option<String>,
+}
+
 impl Store {
-    /// The size of an artifact that is there, whole as far as its size tells. One that nothing uses yet is kept for
-    /// another [`UNUSED_FOR`].
+    /// As [`Store::there`], for a client that means to install it: one that nothing uses yet is kept for another
+    /// [`UNUSED_FOR`].
     ///
     /// # Errors
     /// The database or the file system failed.
     pub fn blob(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        let db = self.lock();
-        let Some(size) = self.stored_size(&db, digest)? else {
-            return Ok(None);
-        };
-        self.touch(digest)?;
-        Ok(Some(size))
+        let size = self.there(digest)?;
+        if size.is_some() {
+            self.lock()
+                .execute(
+                    "UPDATE blobs SET wanted_at = ?2, uploaded = 1 WHERE digest = ?1",
+                    params![digest.hex(), seconds(SystemTime::now())],
+                )
+                .map_err(|source| self.failed("note that an artifact is wanted", source))?;
+        }
+        Ok(size)
     }
 
     /// Keeps what was received, durably, once its bytes match `digest`. Answers its size.
     ///
     /// # Errors
     /// The bytes do not match, or cannot be kept; nothing is then.
-    pub fn keep(&self, incoming: Incoming, digest: &Digest) -> Result<u64, BlobError> {
+    pub fn keep(
+        &self,
+        incoming: Incoming,
+        digest: &Digest,
+        bringer: Bringer,
+    ) -> Result<u64, BlobError> {
         let verified = incoming.verify(digest)?;
         let db = self.lock();
-        let size = verified.put(&self.blob_path(digest))?;
+        let put = verified.put(&self.blob_path(digest))?;
         db.execute(
-            "INSERT INTO blobs (digest, size) VALUES (?1, ?2)
-             ON CONFLICT (digest) DO UPDATE SET size = excluded.size",
-            params![digest.hex(), size],
+            "INSERT INTO blobs (digest, size, verity, stamp, wanted_at, uploaded) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (digest) DO UPDATE SET
+                 size = excluded.size, verity = excluded.verity, stamp = excluded.stamp,
+                 wanted_at = excluded.wanted_at, uploaded = max(uploaded, excluded.uploaded)",
+            params![
+                digest.hex(),
+                put.size,
+                put.verity,
+                put.stamp,
+                seconds(SystemTime::now()),
+                bringer == Bringer::Upload,
+            ],
         )
         .map_err(|source| self.failed("keep an artifact", source))?;
-        Ok(size)
+        Ok(put.size)
     }
 
-    /// Removes the artifacts that nothing has used for `unused_for`, and orphans. Answers how many.
+    /// Removes artifacts that nothing refers to, orphans, and remains of downloads.
     ///
     /// # Errors
     /// The database or the file system failed.
-    pub fn collect(&self, unused_for: Duration) -> Result<usize, StoreError> {
+    pub fn collect(&self, what: Collect, now: SystemTime) -> Result<Collected, StoreError> {
         let db = self.lock();
-        let removed = self.collect_rows(&db, unused_for)?;
+        let mut collected = Collected::default();
+        let mut add = |count: u64, bytes: u64| {
+            collected.artifacts += count;
+            collected.bytes += bytes;
+        };
+        for (hex, size) in self.collectable(&db, what, now)? {
+            db.execute("DELETE FROM blobs WHERE digest = ?1", [&hex])
+                .map_err(|source| self.failed("forget an artifact", source))?;
+            remove_file(&self.blobs_dir().join(&hex))?;
+            add(1, size);
+        }
         let kept: HashSet<String> = self
             .query(&db, "SELECT digest FROM blobs", [], |row| row.get(0))?
             .into_iter()
             .collect();
-        let mut orphans = 0;
         let dir = self.blobs_dir();
         let failed = |source| StoreError::file("read", &dir, source);
         for entry in fs::read_dir(&dir).map_err(failed)? {
@@ -75,51 +134,52 @@ impl Store {
                 .to_str()
                 .is_none_or(|name| !kept.contains(name));
             if orphan {
+                let size = entry.metadata().map_err(failed)?.len();
                 remove_file(&entry.path())?;
-                orphans += 1;
+                add(1, size);
             }
         }
-        Ok(removed + orphans)
+        let (count, bytes) = self.collect_partials(now, what == Collect::All)?;
+        add(count, bytes);
+        Ok(collected)
     }
 
-    fn collect_rows(&self, db: &Connection, unused_for: Duration) -> Result<usize, StoreError> {
-        let unused: Vec<String> = self.query(
-            db,
-            &format!("SELECT digest FROM blobs WHERE {UNREFERENCED}"),
-            [],
-            |row| row.get(0),
-        )?;
-        let now = SystemTime::now();
-        let mut removed = 0;
-        for hex in unused {
-            let path = self.blobs_dir().join(&hex);
-            let fresh = fs::metadata(&path)
-                .and_then(|meta| meta.modified())
-                // A time in the future is that of a clock that was set back: young, too.
-                .is_ok_and(|at| now.duration_since(at).unwrap_or_default() < unused_for);
-            if fresh {
-                continue;
-            }
-            db.execute("DELETE FROM blobs WHERE digest = ?1", [&hex])
-                .map_err(|source| self.failed("forget an artifact", source))?;
-            remove_file(&path)?;
-            removed += 1;
-        }
-        Ok(removed)
+    /// Digest and size of what goes.
+    fn collectable(
+        &self,
+        db: &Connection,
+        what: Collect,
+        now: SystemTime,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        // A time in the future is that of a clock that was set back: young, too.
+        let young_from = seconds(now) - i64::try_from(UNUSED_FOR.as_secs()).unwrap_or(i64::MAX);
+        let sql = format!(
+            "SELECT digest, size FROM blobs WHERE {UNREFERENCED}
+             AND NOT (coalesce(wanted_at, 0) > ?1 AND uploaded >= ?2)"
+        );
+        let only_uploads = what == Collect::All;
+        let mut found: Vec<(String, u64)> =
+            self.query(db, &sql, params![young_from, only_uploads], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
+        found.retain(|(hex, _)| !self.is_pinned(hex));
+        Ok(found)
     }
 
-    /// Forgets those of `digests` that nothing uses any more; their files are for the caller to remove once the
-    /// transaction is durable.
+    /// Forgets those of `digests` that nothing uses any more and nobody waits for; their files are for the caller to remove
+    /// once the transaction is durable.
     pub(super) fn forget_unused(
         &self,
         tx: &Connection,
         digests: &[String],
     ) -> Result<Vec<PathBuf>, StoreError> {
         let mut files = Vec::new();
-        for hex in digests {
+        for hex in digests.iter().filter(|hex| !self.is_pinned(hex)) {
             let gone = tx
                 .execute(
-                    &format!("DELETE FROM blobs WHERE digest = ?1 AND {UNREFERENCED}"),
+                    &format!(
+                        "DELETE FROM blobs WHERE digest = ?1 AND wanted_at IS NULL AND {UNREFERENCED}"
+                    ),
                     [hex],
                 )
                 .map_err(|source| self.failed("forget an artifact", source))?;
@@ -130,77 +190,68 @@ impl Store {
         Ok(files)
     }
 
-    /// Opens an artifact for reading. `None` when it is not there; the size that it should have when it has another.
-    pub(super) fn open_blob(
-        &self,
-        db: &Connection,
-        digest: &Digest,
-    ) -> Result<Result<File, Damage>, StoreError> {
-        let Some(expected) = self.recorded_size(db, digest)? else {
-            return Ok(Err(Damage::Missing));
-        };
-        let path = self.blob_path(digest);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Err(Damage::Missing));
-            }
-            Err(source) => return Err(StoreError::file("open", &path, source)),
-        };
-        let found = file
-            .metadata()
-            .map_err(|source| StoreError::file("read", &path, source))?
-            .len();
-        if found == expected {
-            Ok(Ok(file))
-        } else {
-            Ok(Err(Damage::Size { found, expected }))
-        }
+    /// Notes that a plugin uses an artifact now: nobody waits for it any more.
+    pub(super) fn installed(&self, tx: &Connection, digest: &Digest) -> Result<(), StoreError> {
+        tx.execute(
+            "UPDATE blobs SET wanted_at = NULL, uploaded = 0 WHERE digest = ?1",
+            [digest.hex()],
+        )
+        .map_err(|source| self.failed("note that an artifact is used", source))?;
+        Ok(())
     }
 
+    /// The size of an artifact that is there, whole as far as its size tells.
     pub(super) fn stored_size(
         &self,
         db: &Connection,
         digest: &Digest,
     ) -> Result<Option<u64>, StoreError> {
-        let Some(expected) = self.recorded_size(db, digest)? else {
+        let Some(record) = self.record(db, digest)? else {
             return Ok(None);
         };
         let path = self.blob_path(digest);
         match fs::metadata(&path) {
-            Ok(meta) => Ok((meta.len() == expected).then_some(expected)),
+            Ok(meta) => Ok((meta.len() == record.size).then_some(record.size)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(StoreError::file("read", &path, source)),
         }
     }
 
-    fn recorded_size(&self, db: &Connection, digest: &Digest) -> Result<Option<u64>, StoreError> {
+    pub(super) fn record(
+        &self,
+        db: &Connection,
+        digest: &Digest,
+    ) -> Result<Option<Record>, StoreError> {
         db.query_row(
-            "SELECT size FROM blobs WHERE digest = ?1",
+            "SELECT size, verity, stamp FROM blobs WHERE digest = ?1",
             [digest.hex()],
-            |row| row.get(0),
+            |row| {
+                Ok(Record {
+                    size: row.get(0)?,
+                    verity: row.get(1)?,
+                    stamp: row.get(2)?,
+                })
+            },
         )
         .optional()
         .map_err(|source| self.failed("look up an artifact", source))
     }
 
-    fn touch(&self, digest: &Digest) -> Result<(), StoreError> {
-        let path = self.blob_path(digest);
-        File::open(&path)
-            .and_then(|file| file.set_times(FileTimes::new().set_modified(SystemTime::now())))
-            .map_err(|source| StoreError::file("touch", &path, source))
+    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.blobs_dir().join(digest.hex())
     }
 
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.blobs_dir().join(digest.hex())
+    fn is_pinned(&self, hex: &str) -> bool {
+        hex.parse().is_ok_and(|digest| self.pins.has(&digest))
     }
 }
 
-/// What is wrong with an artifact that should be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Damage {
-    Missing,
-    Size { found: u64, expected: u64 },
+/// Since 1970.
+fn seconds(at: SystemTime) -> i64 {
+    let since = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Removes files of artifacts that no row names any more. A failure is logged: the next collection removes them.
@@ -212,7 +263,7 @@ pub(super) fn remove_files(files: &[PathBuf]) {
     }
 }
 
-fn remove_file(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(StoreError::file("remove", path, error))

@@ -4,9 +4,15 @@
 //! orders changes to the files: what is checked under it still holds when the transaction commits. What was
 //! answered is on disk.
 
+mod accepted;
 mod blob;
 mod blobs;
+mod check;
+mod digests;
+mod partial;
+mod pins;
 mod plugins;
+mod verity;
 mod vms;
 
 use std::{
@@ -22,13 +28,18 @@ use rusqlite::{Connection, ErrorCode, Params, Row};
 use rusqlite_migration::{M, MigrationDefinitionError, Migrations};
 
 pub use blob::{BlobError, Incoming};
-pub use blobs::{Damage, UNUSED_FOR};
-pub use plugins::{Plugin, PluginError};
+pub use blobs::{Bringer, Collect, Collected, UNUSED_FOR};
+pub use check::Damage;
+pub use pins::Pinned;
+pub use plugins::{NewPlugin, Original, Plugin, PluginError, SignedBy};
 pub use vms::{FIRST_UID, NewVm, OpenError, OpenVm, Vm, VmError, uid};
 
 /// All changes of the schema, oldest first. What was released is never edited.
 pub const MIGRATIONS: Migrations<'static> = Migrations::from_slice(STEPS);
-const STEPS: &[M<'static>] = &[M::up(include_str!("../../migrations/0001-initial.sql"))];
+const STEPS: &[M<'static>] = &[
+    M::up(include_str!("../../migrations/0001-initial.sql")),
+    M::up(include_str!("../../migrations/0002-versions.sql")).foreign_key_check(),
+];
 
 /// The database's file in the state folder.
 pub const DATABASE: &str = "registry.db";
@@ -39,6 +50,7 @@ pub struct Store {
     db: Mutex<Connection>,
     dir: PathBuf,
     max_blob_bytes: u64,
+    pins: pins::Pins,
     /// Held for as long as the store is open.
     _lock: File,
 }
@@ -123,11 +135,13 @@ impl Store {
             source,
         })?;
         make_dir(&incoming)?;
+        make_dir(&dir.join("partial"))?;
         let db = open_database(&dir.join(DATABASE))?;
         Ok(Self {
             db: Mutex::new(db),
             dir: dir.to_owned(),
             max_blob_bytes,
+            pins: pins::Pins::default(),
             _lock: lock,
         })
     }
@@ -142,6 +156,10 @@ impl Store {
 
     fn incoming_dir(&self) -> PathBuf {
         self.dir.join("incoming")
+    }
+
+    fn partial_dir(&self) -> PathBuf {
+        self.dir.join("partial")
     }
 
     /// The most bytes that an artifact may have.
@@ -270,6 +288,9 @@ fn open_database(path: &Path) -> Result<Connection, OpenStoreError> {
                 source: Box::new(source),
             },
         })?;
+    db.pragma_update(None, "foreign_keys", true)
+        .and_then(|()| digests::fill(&db))
+        .map_err(failed)?;
     Ok(db)
 }
 
@@ -278,7 +299,8 @@ fn configure(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     // What was answered is on disk: in WAL mode only FULL says so.
     db.pragma_update(None, "synchronous", "FULL")?;
-    db.pragma_update(None, "foreign_keys", true)?;
+    // Tables that others refer to can be made anew only so; on again after the migrations.
+    db.pragma_update(None, "foreign_keys", false)?;
     // The registry is small; so is its process.
     db.pragma_update(None, "cache_size", -512)
 }

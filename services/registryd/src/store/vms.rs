@@ -5,11 +5,11 @@ use std::fs::File;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 use volant_spec::{
-    Digest, Manifest, Name, Resources, config::Vmm, manifest::ManifestError,
+    Digest, Manifest, Name, PluginRef, Resources, config::Vmm, manifest::ManifestError,
     resources::ResourcesError,
 };
 
-use super::{Damage, Store, StoreError, blobs};
+use super::{Damage, Store, StoreError, blobs, digests};
 
 pub use volant_spec::unit::{FIRST_UID, LAST_UID};
 
@@ -40,7 +40,8 @@ pub struct Vm {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewVm {
     pub name: Name,
-    pub plugin: Name,
+    /// Without a version: the newest that is enabled.
+    pub plugin: PluginRef,
     /// Absent: the plugin's, else the default.
     pub cpu_cores: Option<u32>,
     pub memory_mb: Option<u32>,
@@ -54,7 +55,7 @@ pub struct OpenVm {
     pub uid: u32,
     pub manifest: Manifest,
     /// By the manifest's field.
-    pub artifacts: Vec<(&'static str, File)>,
+    pub artifacts: Vec<(String, File)>,
 }
 
 /// Why a VM was not answered or changed.
@@ -67,7 +68,19 @@ pub enum VmError {
     #[error("the name '{0}' is taken by a VM that is being deleted; try again when it is gone")]
     TakenByDeleting(Name),
     #[error("no plugin '{0}' is installed; `volar plugins list` shows those there are")]
-    NoPlugin(Name),
+    NoPlugin(PluginRef),
+    #[error(
+        "the plugin '{0}' is disabled and makes no new VMs; enable it first: `volar plugins enable {0}`"
+    )]
+    Disabled(PluginRef),
+    #[error(
+        "no VM can be made of the plugin '{plugin}': this version of Volant cannot do what its manifest asks for with {}",
+        .fields.join(", ")
+    )]
+    Unsupported {
+        plugin: PluginRef,
+        fields: Vec<&'static str>,
+    },
     #[error("the VM '{vm}' cannot have these resources")]
     Resources { vm: Name, source: ResourcesError },
     #[error("the VM '{0}' is not marked as being deleted; delete it instead")]
@@ -86,15 +99,24 @@ pub enum OpenError {
     #[error("the VM '{0}' is being deleted and does not start any more")]
     BeingDeleted(Name),
     #[error(
-        "the artifact '{artifact}' ({digest}) of the plugin '{plugin}' {}; install the plugin again: \
-         `volar plugins install`",
-        damage_text(.damage)
+        "the artifact '{artifact}' ({digest}) of the plugin '{plugin}' {damage}; install the plugin again: \
+         `volar plugins install`"
     )]
     Artifact {
+        /// With its version.
         plugin: String,
-        artifact: &'static str,
+        artifact: String,
         digest: Digest,
         damage: Damage,
+    },
+    #[error(
+        "the manifest that the VM '{vm}' was created with, of the plugin '{plugin}', was changed in the database; delete \
+         the VM and create it anew"
+    )]
+    Manifest {
+        vm: Name,
+        /// With its version.
+        plugin: String,
     },
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -118,9 +140,23 @@ impl Store {
             None => {}
         }
         let plugin = self
-            .plugin_in(&tx, &new.plugin)?
+            .chosen_in(&tx, &new.plugin)?
             .ok_or_else(|| VmError::NoPlugin(new.plugin.clone()))?;
-        let manifest = self.parse_stored(&new.plugin, &plugin.manifest)?;
+        if !plugin.enabled {
+            return Err(VmError::Disabled(new.plugin.clone()));
+        }
+        let bytes = self
+            .original_in(&tx, &plugin.name, &plugin.version)?
+            .ok_or_else(|| VmError::NoPlugin(new.plugin.clone()))?
+            .manifest;
+        let manifest = self.parse_stored(&plugin.name, &bytes)?;
+        let fields = manifest.unsupported();
+        if !fields.is_empty() {
+            return Err(VmError::Unsupported {
+                plugin: new.plugin.clone(),
+                fields,
+            });
+        }
         let default = manifest.resources.unwrap_or_default();
         let resources = Resources::new(
             new.cpu_cores.unwrap_or(default.cpu_cores),
@@ -131,14 +167,16 @@ impl Store {
             source,
         })?;
         tx.execute(
-            "INSERT INTO vms (uuid, name, plugin, plugin_version, manifest, cpu_cores, memory_mb, vmm, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO vms (uuid, name, plugin, plugin_version, manifest, manifest_digest, cpu_cores, memory_mb, vmm,
+                 created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             params![
                 Uuid::now_v7().to_string(),
                 new.name.as_str(),
-                plugin.name,
-                plugin.version,
-                plugin.manifest,
+                plugin.name.as_str(),
+                plugin.version.as_str(),
+                bytes,
+                plugin.manifest_digest.to_string(),
                 resources.cpu_cores,
                 resources.memory_mb,
                 new.vmm.as_str(),
@@ -148,10 +186,10 @@ impl Store {
         .map_err(failed)?;
         let seq = tx.last_insert_rowid();
         uid(seq).ok_or(VmError::UidsUsedUp)?;
-        for (_, spec) in manifest.artifacts() {
+        for artifact in manifest.artifacts() {
             tx.execute(
                 "INSERT OR IGNORE INTO vm_blobs (vm, digest) VALUES (?1, ?2)",
-                params![seq, spec.checksum.hex()],
+                params![seq, artifact.checksum.hex()],
             )
             .map_err(failed)?;
         }
@@ -217,35 +255,31 @@ impl Store {
         Ok(())
     }
 
-    /// A VM for its supervisor, with its artifacts open for reading.
+    /// A VM for its supervisor, with its artifacts open for reading: they, and its manifest, are found to be what they were
+    /// when it was created. That may take the time of reading large files; no other call waits for it.
     ///
     /// # Errors
-    /// There is none, it is being deleted, an artifact is not there or has another size, or the store failed.
+    /// There is none, it is being deleted, something is missing or was changed, or the store failed.
     pub fn open_vm(&self, name: &Name) -> Result<OpenVm, OpenError> {
-        let db = self.lock();
-        let vm = self
-            .vm_in(&db, name)?
-            .ok_or_else(|| OpenError::NotFound(name.clone()))?;
-        if vm.deleting {
-            return Err(OpenError::BeingDeleted(name.clone()));
-        }
-        let bytes: Vec<u8> = db
-            .query_row("SELECT manifest FROM vms WHERE seq = ?1", [vm.seq], |row| {
-                row.get(0)
-            })
-            .map_err(|source| self.failed("look up a VM", source))?;
+        let (vm, bytes) = self.defined(name)?;
+        let plugin = format!("{}@{}", vm.plugin, vm.plugin_version);
+        let Some(bytes) = bytes else {
+            return Err(OpenError::Manifest {
+                vm: name.clone(),
+                plugin,
+            });
+        };
         let manifest = self.parse_stored(name, &bytes)?;
         let mut artifacts = Vec::new();
-        for (artifact, spec) in manifest.artifacts() {
-            let file =
-                self.open_blob(&db, &spec.checksum)?
-                    .map_err(|damage| OpenError::Artifact {
-                        plugin: vm.plugin.clone(),
-                        artifact,
-                        digest: spec.checksum,
-                        damage,
-                    })?;
-            artifacts.push((artifact, file));
+        for artifact in manifest.artifacts() {
+            let opened = self.open_blob(&artifact.checksum)?;
+            let file = opened.map_err(|damage| OpenError::Artifact {
+                plugin: plugin.clone(),
+                artifact: artifact.field.clone(),
+                digest: artifact.checksum,
+                damage,
+            })?;
+            artifacts.push((artifact.field, file));
         }
         let uid = uid(vm.seq).ok_or_else(|| self.no_uid(&vm))?;
         Ok(OpenVm {
@@ -254,6 +288,26 @@ impl Store {
             manifest,
             artifacts,
         })
+    }
+
+    /// A VM that may start, and its manifest if that is the one that it was created with.
+    fn defined(&self, name: &Name) -> Result<(Vm, Option<Vec<u8>>), OpenError> {
+        let db = self.lock();
+        let vm = self
+            .vm_in(&db, name)?
+            .ok_or_else(|| OpenError::NotFound(name.clone()))?;
+        if vm.deleting {
+            return Err(OpenError::BeingDeleted(name.clone()));
+        }
+        let (bytes, digest): (Vec<u8>, String) = db
+            .query_row(
+                "SELECT manifest, manifest_digest FROM vms WHERE seq = ?1",
+                [vm.seq],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .map_err(|source| self.failed("look up a VM", source))?;
+        let same = digests::of(&bytes).to_string() == digest;
+        Ok((vm, same.then_some(bytes)))
     }
 
     fn no_uid(&self, vm: &Vm) -> StoreError {
@@ -291,15 +345,6 @@ fn read_vm(row: &Row<'_>) -> rusqlite::Result<Vm> {
         created_at: row.get(8)?,
         deleting: row.get(9)?,
     })
-}
-
-fn damage_text(damage: &Damage) -> String {
-    match damage {
-        Damage::Missing => "is missing from the store".to_owned(),
-        Damage::Size { found, expected } => {
-            format!("is damaged: it has {found} bytes instead of {expected}")
-        }
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ use std::{
 use async_trait::async_trait;
 use volant_dbus::registry::{NAME, PATH, VmDefinition};
 use volant_service::{CallerError, vm_of_pid};
-use volant_spec::{Name, manifest};
+use volant_spec::{
+    Name,
+    manifest::{self, HostKernel, Kernel},
+};
 use zbus::{Connection, connection::Builder, fdo::DBusProxy, interface, message::Header};
 
 use crate::{
@@ -83,8 +86,9 @@ impl From<OpenError> for Error {
             OpenError::BeingDeleted(_) => Self::BeingDeleted(text),
             OpenError::Artifact { damage, .. } => match damage {
                 Damage::Missing => Self::ArtifactMissing(text),
-                Damage::Size { .. } => Self::ArtifactDamaged(text),
+                Damage::Size { .. } | Damage::Bytes => Self::ArtifactDamaged(text),
             },
+            OpenError::Manifest { .. } => Self::ArtifactDamaged(text),
             OpenError::Store(_) => Self::Failed(text),
         }
     }
@@ -157,14 +161,25 @@ fn resolved(open: OpenVm) -> (VmDefinition, HashMap<String, zbus::OwnedFd>) {
         entrypoint: workload.entrypoint,
         env: into_map(workload.env),
         workdir: workload.workdir.unwrap_or_else(|| "/".to_owned()),
+        user: workload.user.unwrap_or_default(),
         stop_signal: workload.stop_signal.unwrap_or_else(|| "SIGTERM".to_owned()),
         stop_grace_ms: workload
             .stop_grace_ms
             .unwrap_or(manifest::DEFAULT_STOP_GRACE_MS),
+        kernel: match manifest.kernel {
+            None | Some(Kernel::Host(HostKernel::Vmlinux)) => "vmlinux",
+            Some(Kernel::Host(HostKernel::Bzimage)) => "bzimage",
+            Some(Kernel::Own(_)) => "own",
+        }
+        .to_owned(),
+        rootfs_format: manifest
+            .rootfs
+            .map(|rootfs| rootfs.format.as_str().to_owned())
+            .unwrap_or_default(),
     };
     let artifacts = artifacts
         .into_iter()
-        .map(|(name, file)| (name.to_owned(), OwnedFd::from(file).into()))
+        .map(|(name, file)| (name, OwnedFd::from(file).into()))
         .collect();
     (definition, artifacts)
 }

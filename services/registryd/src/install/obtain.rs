@@ -1,0 +1,149 @@
+//! The manifest and its signature, from where they are. Nothing in the manifest is believed here.
+
+use url::Url;
+use volant_spec::{Digest, Manifest, PluginRef, manifest::MAX_BYTES};
+use volant_trust::MAX_SIGNATURE_BYTES;
+
+use super::{
+    InstallError, Source,
+    urls::{shown, signature_url, web_url},
+};
+use crate::{Registry, status::chain, store::Original, trust::Trust};
+
+/// A manifest as it came.
+#[derive(Debug)]
+pub(super) struct Obtained {
+    pub(super) original: Original,
+    pub(super) from: From,
+    /// For people and the record.
+    pub(super) source: String,
+    pub(super) warnings: Vec<String>,
+    /// What an index said of it.
+    promised: Option<Promise>,
+}
+
+/// Where its artifacts are.
+#[derive(Debug)]
+pub(super) enum From {
+    /// In the store, or at URLs of their own.
+    Store,
+    /// Also beside the manifest.
+    Web(Url),
+}
+
+#[derive(Debug)]
+struct Promise {
+    index: String,
+    plugin: PluginRef,
+    checksum: Option<Digest>,
+}
+
+impl Registry {
+    pub(super) async fn obtain(
+        &self,
+        source: Source,
+        trust: &Trust,
+    ) -> Result<Obtained, InstallError> {
+        match source {
+            Source::Bytes(original) => Ok(Obtained {
+                original,
+                from: From::Store,
+                source: String::new(),
+                warnings: Vec::new(),
+                promised: None,
+            }),
+            Source::Url(url) => {
+                let url = web_url(&url).ok_or(InstallError::Url { url })?;
+                self.obtain_from_web(url, trust).await
+            }
+            Source::Name(plugin) => self.obtain_by_name(plugin, trust).await,
+        }
+    }
+
+    async fn obtain_from_web(&self, url: Url, trust: &Trust) -> Result<Obtained, InstallError> {
+        let fetched = self.fetcher().small(&url, MAX_BYTES).await;
+        let manifest = fetched.map_err(|source| InstallError::ManifestFetch {
+            url: shown(&url),
+            source,
+        })?;
+        let beside = signature_url(&url);
+        let mut warnings = Vec::new();
+        let signature = self
+            .fetcher()
+            .small_if_there(&beside, MAX_SIGNATURE_BYTES)
+            .await
+            .map_err(|source| InstallError::SignatureFetch {
+                url: shown(&beside),
+                source,
+            });
+        let signature = match signature {
+            Ok(signature) => signature,
+            Err(error) if trust.requires_signatures() => return Err(error),
+            Err(error) => {
+                warnings.push(chain(&error));
+                None
+            }
+        };
+        Ok(Obtained {
+            original: Original {
+                manifest,
+                signature,
+            },
+            source: shown(&url),
+            from: From::Web(url),
+            warnings,
+            promised: None,
+        })
+    }
+
+    async fn obtain_by_name(
+        &self,
+        plugin: PluginRef,
+        trust: &Trust,
+    ) -> Result<Obtained, InstallError> {
+        let found = self.look_up(plugin, &trust.config.plugins.indexes).await?;
+        let mut obtained = self.obtain_at(&found.at, trust).await?;
+        obtained.warnings.extend(found.problems);
+        obtained.promised = Some(Promise {
+            index: found.index,
+            plugin: found.plugin,
+            checksum: found.checksum,
+        });
+        Ok(obtained)
+    }
+
+    async fn obtain_at(&self, at: &str, trust: &Trust) -> Result<Obtained, InstallError> {
+        let url = web_url(at).ok_or_else(|| InstallError::Url { url: at.to_owned() })?;
+        self.obtain_from_web(url, trust).await
+    }
+}
+
+impl Obtained {
+    /// Whether this is what the index promised.
+    pub(super) fn check(&self, manifest: &Manifest, digest: Digest) -> Result<(), InstallError> {
+        let Some(promise) = &self.promised else {
+            return Ok(());
+        };
+        let (index, plugin) = (promise.index.clone(), promise.plugin.clone());
+        if let Some(expected) = promise.checksum.filter(|expected| *expected != digest) {
+            return Err(InstallError::IndexChecksum {
+                index,
+                plugin,
+                expected,
+                found: digest,
+            });
+        }
+        let found = PluginRef {
+            name: manifest.name.clone(),
+            version: Some(manifest.version.clone()),
+        };
+        if found != plugin {
+            return Err(InstallError::IndexName {
+                index,
+                expected: plugin,
+                found,
+            });
+        }
+        Ok(())
+    }
+}
