@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, str::FromStr, 
 use nix::sys::signal::Signal;
 use volant_proto::agent::v1;
 
+use crate::root::RootConfig;
+
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
 
@@ -15,6 +17,8 @@ pub struct Config {
     pub network: Option<NetworkConfig>,
     pub workload: WorkloadConfig,
     pub heartbeat: Duration,
+    /// Absent: the initramfs is the root.
+    pub root: Option<RootConfig>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub struct WorkloadConfig {
     pub arguments: Vec<String>,
     pub env: BTreeMap<String, String>,
     pub workdir: PathBuf,
+    /// `USER[:GROUP]`, names or numbers; empty: root.
+    pub user: String,
     pub stop_signal: Signal,
     pub stop_grace: Duration,
 }
@@ -83,6 +89,7 @@ impl TryFrom<v1::RunConfig> for Config {
                 .ok_or(ConfigError::Missing("workload"))?
                 .try_into()?,
             heartbeat,
+            root: config.root.map(RootConfig::try_from).transpose()?,
         })
     }
 }
@@ -96,6 +103,23 @@ impl TryFrom<v1::NetworkConfig> for NetworkConfig {
             addresses: parse_all("address with a prefix length", &config.addresses)?,
             gateways: parse_all("gateway", &config.gateways)?,
             dns: parse_all("name server", &config.dns)?,
+        })
+    }
+}
+
+impl TryFrom<v1::RootFilesystem> for RootConfig {
+    type Error = ConfigError;
+
+    fn try_from(root: v1::RootFilesystem) -> Result<Self, ConfigError> {
+        if root.serial.is_empty() {
+            return Err(ConfigError::Missing("serial number of the root's disk"));
+        }
+        Ok(Self {
+            serial: root.serial,
+            format: match root.format.as_str() {
+                "raw" => None,
+                format => Some(parse("root file system", format)?),
+            },
         })
     }
 }
@@ -121,6 +145,9 @@ impl TryFrom<v1::Workload> for WorkloadConfig {
             dir if dir.starts_with('/') => dir,
             dir => return Err(invalid("absolute working directory", dir)),
         };
+        if workload.user.contains('\0') {
+            return Err(invalid("user", workload.user));
+        }
         let stop_signal = match workload.stop_signal.as_str() {
             "" => Signal::SIGTERM,
             name => parse("signal", name)?,
@@ -129,6 +156,7 @@ impl TryFrom<v1::Workload> for WorkloadConfig {
             program,
             arguments: words.collect(),
             workdir: workdir.into(),
+            user: workload.user,
             env: workload.env.into_iter().collect(),
             stop_signal,
             stop_grace: Duration::from_millis(workload.stop_grace_ms.into()),
@@ -198,6 +226,7 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::root::Format;
 
     fn wire() -> v1::RunConfig {
         v1::RunConfig {
@@ -212,9 +241,14 @@ mod tests {
                 entrypoint: vec!["/bin/caddy".into(), "run".into()],
                 stop_signal: "SIGQUIT".into(),
                 stop_grace_ms: 1500,
+                user: "web:33".into(),
                 ..Default::default()
             }),
             heartbeat_interval_ms: 2000,
+            root: Some(v1::RootFilesystem {
+                serial: "rootfs".into(),
+                format: "erofs".into(),
+            }),
         }
     }
 
@@ -228,7 +262,14 @@ mod tests {
         assert_eq!(config.workload.workdir, PathBuf::from("/"));
         assert_eq!(config.workload.stop_signal, Signal::SIGQUIT);
         assert_eq!(config.workload.stop_grace, Duration::from_millis(1500));
+        assert_eq!(config.workload.user, "web:33");
         assert_eq!(config.heartbeat, Duration::from_secs(2));
+        let root = config.root.unwrap();
+        assert_eq!(root.serial, "rootfs");
+        assert_eq!(root.format, Some(Format::Erofs));
+        let mut config = wire();
+        config.root.as_mut().unwrap().format = "raw".into();
+        assert_eq!(Config::try_from(config).unwrap().root.unwrap().format, None);
     }
 
     #[test]
@@ -240,7 +281,16 @@ mod tests {
             config.workload.as_mut().unwrap()
         }
         type Spoil = fn(&mut v1::RunConfig);
-        let cases: [(Spoil, &str); 11] = [
+        let cases: [(Spoil, &str); 14] = [
+            (
+                |c| c.root.as_mut().unwrap().format = "xfs".into(),
+                "'xfs' is no root file system",
+            ),
+            (
+                |c| c.root.as_mut().unwrap().serial.clear(),
+                "the run configuration has no serial number of the root's disk",
+            ),
+            (|c| workload(c).user = "a\0".into(), "'a\0' is no user"),
             (|c| c.hostname.clear(), "'' is no host name"),
             (|c| c.hostname = "a\nb".into(), "'a\nb' is no host name"),
             (

@@ -1,19 +1,27 @@
 //! The files by which programs learn of their host name and name servers.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
-use crate::config::{Address, Config};
+use crate::{
+    config::{Address, Config},
+    files::{ReadError, read_bounded},
+};
+
+/// The most of the image's `hosts` that is kept.
+const LONGEST_HOSTS: u64 = 256 * 1024;
 
 /// Why programs may not know the names that they should.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {}", .path.display())]
-pub struct EtcError {
-    path: PathBuf,
-    source: io::Error,
+pub enum EtcError {
+    #[error("cannot write {}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot read {}, which stays as it is", .path.display())]
+    Read { path: PathBuf, source: ReadError },
 }
 
 /// Writes the files below `etc` that `config` asks for. Goes on after a failure and returns all of them.
@@ -21,23 +29,26 @@ pub struct EtcError {
 pub fn write(etc: &Path, config: &Config) -> Vec<EtcError> {
     let network = config.network.as_ref();
     let addresses = network.map_or(&[][..], |network| &network.addresses);
-    let known = fs::read_to_string(etc.join("hosts")).unwrap_or_default();
-    let mut files = vec![
-        ("hostname", format!("{}\n", config.hostname)),
-        ("hosts", hosts(&known, &config.hostname, addresses)),
-    ];
+    let mut files = vec![("hostname", format!("{}\n", config.hostname))];
+    let mut failed = Vec::new();
+    let path = etc.join("hosts");
+    match read_bounded(&path, LONGEST_HOSTS) {
+        Ok(known) => {
+            let known = String::from_utf8_lossy(known.as_deref().unwrap_or_default()).into_owned();
+            files.push(("hosts", hosts(&known, &config.hostname, addresses)));
+        }
+        Err(source) => failed.push(EtcError::Read { path, source }),
+    }
     if let Some(network) = network.filter(|network| !network.dns.is_empty()) {
         files.push(("resolv.conf", resolv_conf(&network.dns)));
     }
-    files
-        .into_iter()
-        .filter_map(|(name, text)| {
-            let path = etc.join(name);
-            replace(&path, &text)
-                .err()
-                .map(|source| EtcError { path, source })
-        })
-        .collect()
+    for (name, text) in files {
+        let path = etc.join(name);
+        if let Err(source) = replace(&path, &text) {
+            failed.push(EtcError::Write { path, source });
+        }
+    }
+    failed
 }
 
 /// Puts a new file in the place of `path`: if that is a symlink, it may point nowhere, or at what is not ours.
@@ -46,7 +57,13 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         fs::create_dir_all(dir)?;
     }
     let new = path.with_extension("kestrel-new");
-    fs::write(&new, text)?;
+    // What the image has by that name may be a link, or a pipe that nobody reads.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&new)?;
+    file.write_all(text.as_bytes())?;
     fs::rename(&new, path)
 }
 
@@ -91,6 +108,7 @@ fn resolv_conf(dns: &[IpAddr]) -> String {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use nix::{sys::stat::Mode, unistd::mkfifo};
     use volant_proto::agent::v1;
 
     use super::*;
@@ -109,6 +127,7 @@ mod tests {
                 ..Default::default()
             }),
             heartbeat_interval_ms: 0,
+            root: None,
         };
         wire.try_into().unwrap()
     }
@@ -149,6 +168,26 @@ mod tests {
         assert_eq!(written, "nameserver 10.0.0.1\nnameserver fd00::1\n");
         assert!(!target.exists());
         assert_eq!(fs::read_dir(etc.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn an_image_that_puts_pipes_and_links_in_the_way_holds_nobody_up() {
+        let etc = tempfile::tempdir().unwrap();
+        let path = |name: &str| etc.path().join(name);
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        mkfifo(&path("hosts"), Mode::S_IRWXU).unwrap();
+        mkfifo(&path("resolv.kestrel-new"), Mode::S_IRWXU).unwrap();
+        symlink(outside.path(), path("hostname.kestrel-new")).unwrap();
+        let failed = write(etc.path(), &config(&["10.0.0.1"]));
+        assert_eq!(failed.len(), 1);
+        assert!(
+            failed[0]
+                .to_string()
+                .ends_with("/hosts, which stays as it is")
+        );
+        assert_eq!(fs::metadata(outside.path()).unwrap().len(), 0);
+        assert_eq!(fs::read_to_string(path("hostname")).unwrap(), "web\n");
+        assert!(path("resolv.conf").is_file());
     }
 
     #[test]

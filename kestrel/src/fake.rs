@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{kernel::Kernel, mounts::Mount};
+use crate::{kernel::Kernel, mounts::Mount, root::Disk};
 
 #[derive(Clone, Debug, Default)]
 pub struct FakeKernel(Arc<Mutex<Inner>>);
@@ -21,6 +21,7 @@ pub struct FakeKernel(Arc<Mutex<Inner>>);
 struct Inner {
     calls: Vec<String>,
     failures: Vec<(String, Errno)>,
+    disks: Vec<(Disk, Vec<u8>)>,
 }
 
 impl FakeKernel {
@@ -31,6 +32,14 @@ impl FakeKernel {
             .unwrap()
             .failures
             .push((call.to_owned(), errno));
+    }
+
+    pub fn has_disk(&self, name: &str, serial: &str, head: &[u8]) {
+        let disk = Disk {
+            name: name.to_owned(),
+            serial: serial.to_owned(),
+        };
+        self.0.lock().unwrap().disks.push((disk, head.to_vec()));
     }
 
     pub fn calls(&self) -> Vec<String> {
@@ -50,14 +59,60 @@ impl FakeKernel {
 }
 
 impl Kernel for FakeKernel {
-    fn make_dir(&self, path: &str) -> nix::Result<()> {
-        self.call(format!("mkdir {path}"))
+    fn make_dir(&self, path: &str, mode: u32) -> nix::Result<()> {
+        self.call(format!("mkdir {path} {mode:o}"))
+    }
+
+    fn make_link(&self, path: &str, target: &str) -> nix::Result<()> {
+        self.call(format!("link {path} to {target}"))
+    }
+
+    fn make_mount_point(&self, path: &str) -> io::Result<()> {
+        Ok(self.call(format!("mount point {path}"))?)
+    }
+
+    fn copy_owner(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(self.call(format!("owner {from} to {to}"))?)
+    }
+
+    fn disks(&self) -> io::Result<Vec<Disk>> {
+        let inner = self.0.lock().unwrap();
+        Ok(inner.disks.iter().map(|(disk, _)| disk.clone()).collect())
+    }
+
+    fn head(&self, device: &str) -> io::Result<Vec<u8>> {
+        let inner = self.0.lock().unwrap();
+        let mut disks = inner.disks.iter();
+        let (_, head) = disks
+            .find(|(disk, _)| device == format!("/dev/{}", disk.name))
+            .ok_or(io::ErrorKind::NotFound)?;
+        Ok(head.clone())
+    }
+
+    fn move_mount(&self, from: &str, to: &str) -> nix::Result<()> {
+        self.call(format!("move {from} to {to}"))
+    }
+
+    fn empty_initramfs(&self) -> io::Result<()> {
+        Ok(self.call("empty the initramfs".to_owned())?)
+    }
+
+    fn change_root(&self, root: &str) -> nix::Result<()> {
+        self.call(format!("root {root}"))
+    }
+
+    fn set_parameter(&self, name: &str, value: &str) -> io::Result<()> {
+        Ok(self.call(format!("set {name} to {value}"))?)
     }
 
     fn mount(&self, mount: &Mount) -> nix::Result<()> {
         let flags: Vec<_> = mount.flags.iter_names().map(|(name, _)| name).collect();
+        let device = match mount.source {
+            source if source == mount.kind => String::new(),
+            source => format!(" {source}"),
+        };
         self.call(format!(
-            "mount {} on {} {} '{}'",
+            "mount {}{device} on {} {} '{}'",
             mount.kind,
             mount.target,
             flags.join(" | "),

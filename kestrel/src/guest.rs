@@ -22,10 +22,12 @@ use crate::{
     kernel::{Ending, Kernel},
     life::{Ask, Effect, Event, Reason, State},
     logs::{self, Logs},
-    mounts::{MountError, release_all},
+    mounts::{MountError, SCRATCH, mount_all, release_all},
     network::{Network, NetworkError},
     reap::{Exit, Reaper},
-    requests, usage,
+    requests,
+    root::{self, RootError},
+    usage,
     workload::{self, Workload, WorkloadError},
 };
 
@@ -39,6 +41,11 @@ const GONE_WITHIN: Duration = Duration::from_secs(2);
 const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 const SHIPPED_WITHIN: Duration = Duration::from_secs(3);
 const RELEASED_WITHIN: Duration = Duration::from_secs(10);
+/// As container engines set them: a guest's one workload may serve any port and send pings, whoever it runs as.
+const PARAMETERS: &[(&str, &str)] = &[
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+];
 /// What stands for an exit that was lost.
 const UNKNOWN_EXIT: Exit = Exit {
     code: 255,
@@ -58,6 +65,8 @@ pub enum GuestError {
     Hello(#[source] HostError),
     #[error("cannot use the run configuration")]
     Config(#[source] ConfigError),
+    #[error("cannot enter the root file system")]
+    Root(#[source] RootError),
     #[error("cannot set the host name")]
     Hostname(#[source] io::Error),
     #[error("cannot run the workload")]
@@ -70,7 +79,7 @@ pub struct Guest<K, N> {
     pub kernel: K,
     pub network: N,
     pub host: Host,
-    /// Where `/etc` is.
+    /// Where `/etc` is, once the workload's root is there.
     pub root: PathBuf,
     pub logs: Arc<Logs>,
     pub asks: mpsc::Sender<Ask>,
@@ -157,6 +166,17 @@ impl<K: Kernel, N: Network> Guest<K, N> {
             config.heartbeat,
             Arc::clone(&self.logs),
         ));
+        match &config.root {
+            Some(root) => root::enter(&self.kernel, root, &self.logs)
+                .await
+                .map_err(GuestError::Root)?,
+            None => drop(mount_all(&self.kernel, SCRATCH).map_err(GuestError::Mounts)?),
+        }
+        for (name, value) in PARAMETERS {
+            if let Err(error) = self.kernel.set_parameter(name, value) {
+                self.logs.say(&format!("cannot set {name}: {error}"));
+            }
+        }
         self.kernel
             .set_hostname(&config.hostname)
             .map_err(|errno| GuestError::Hostname(errno.into()))?;
@@ -169,7 +189,8 @@ impl<K: Kernel, N: Network> Guest<K, N> {
         for error in etc::write(&self.root.join("etc"), &config) {
             self.logs.say(&chain(&error));
         }
-        let workload = workload::start(&config.workload, reaper).map_err(GuestError::Workload)?;
+        let workload =
+            workload::start(&config.workload, &self.root, reaper).map_err(GuestError::Workload)?;
         Ok((workload, config.workload))
     }
 
@@ -188,12 +209,10 @@ impl<K: Kernel, N: Network> Guest<K, N> {
             stderr,
         } = workload;
         for (pipe, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
-            if let Some(pipe) = pipe {
-                let logs = Arc::clone(&self.logs);
-                running
-                    .readers
-                    .spawn(async move { logs::read(pipe, stream, &logs).await });
-            }
+            let logs = Arc::clone(&self.logs);
+            running
+                .readers
+                .spawn(async move { logs::read(pipe, stream, &logs).await });
         }
         // Reported on the side: an exit or a request must not wait for the host.
         let told_start = tokio::spawn({

@@ -1,25 +1,67 @@
 //! The system calls that change the machine, behind a trait: their order and arguments are tested without a machine.
 
-use std::{io, path::Path};
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Read as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::Path,
+};
 
 use nix::{
     errno::Errno,
+    fcntl::AT_FDCWD,
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::{
         reboot::{RebootMode, reboot, set_cad_enabled},
         signal::{Signal, kill, killpg},
         stat::Mode,
+        statfs::{FsType, TMPFS_MAGIC, statfs},
     },
-    unistd::{Pid, mkdir, sethostname, sync},
+    unistd::{Pid, chdir, chroot, mkdir, sethostname, symlinkat, sync},
 };
 
-use crate::{console, mounts::Mount};
+use crate::{
+    console,
+    mounts::Mount,
+    root::{Disk, HEAD, sweep},
+};
+
+/// `RAMFS_MAGIC` of `linux/magic.h`.
+const RAMFS: FsType = FsType(0x8584_58f6);
 
 /// What only PID 1 of a machine should do.
 pub trait Kernel: Clone + Send + 'static {
     /// # Errors
-    /// The system's. Also when the folder exists.
-    fn make_dir(&self, path: &str) -> nix::Result<()>;
+    /// The system's. Also when something is there.
+    fn make_dir(&self, path: &str, mode: u32) -> nix::Result<()>;
+
+    /// # Errors
+    /// The system's. Also when something is there.
+    fn make_link(&self, path: &str, target: &str) -> nix::Result<()>;
+
+    /// Makes sure that a folder is at `path`: anything else there makes way for it.
+    ///
+    /// # Errors
+    /// The system's.
+    fn make_mount_point(&self, path: &str) -> io::Result<()>;
+
+    /// Gives the folder `to` the owner and the mode of `from`.
+    ///
+    /// # Errors
+    /// The system's.
+    fn copy_owner(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// The virtio disks that there are now.
+    ///
+    /// # Errors
+    /// The system's.
+    fn disks(&self) -> io::Result<Vec<Disk>>;
+
+    /// The first [`HEAD`] bytes of a disk, or all of a smaller one.
+    ///
+    /// # Errors
+    /// The system's.
+    fn head(&self, device: &str) -> io::Result<Vec<u8>>;
 
     /// # Errors
     /// The system's.
@@ -32,6 +74,30 @@ pub trait Kernel: Clone + Send + 'static {
     /// # Errors
     /// The system's.
     fn remount_read_only(&self, target: &Path) -> nix::Result<()>;
+
+    /// Moves a mount, with all that is mounted below it.
+    ///
+    /// # Errors
+    /// The system's.
+    fn move_mount(&self, from: &str, to: &str) -> nix::Result<()>;
+
+    /// Removes all files of the initramfs that this process began in.
+    ///
+    /// # Errors
+    /// The root is no initramfs, or cannot be listed.
+    fn empty_initramfs(&self) -> io::Result<()>;
+
+    /// Makes the mount on `root` the root of this process, and its working directory.
+    ///
+    /// # Errors
+    /// The system's.
+    fn change_root(&self, root: &str) -> nix::Result<()>;
+
+    /// Sets a parameter below `/proc/sys`.
+    ///
+    /// # Errors
+    /// The system's.
+    fn set_parameter(&self, name: &str, value: &str) -> io::Result<()>;
 
     /// # Errors
     /// The system's.
@@ -70,13 +136,89 @@ pub trait Kernel: Clone + Send + 'static {
 pub struct Linux;
 
 impl Kernel for Linux {
-    fn make_dir(&self, path: &str) -> nix::Result<()> {
-        mkdir(path, Mode::from_bits_truncate(0o755))
+    fn make_dir(&self, path: &str, mode: u32) -> nix::Result<()> {
+        mkdir(path, Mode::from_bits_truncate(0o755))?;
+        // Whatever the umask is.
+        let set = fs::set_permissions(path, Permissions::from_mode(mode));
+        set.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+    }
+
+    fn make_link(&self, path: &str, target: &str) -> nix::Result<()> {
+        symlinkat(target, AT_FDCWD, path)
+    }
+
+    fn make_mount_point(&self, path: &str) -> io::Result<()> {
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_dir() => return Ok(()),
+            Ok(_) => fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        fs::create_dir(path)
+    }
+
+    fn copy_owner(&self, from: &str, to: &str) -> io::Result<()> {
+        let meta = fs::metadata(from)?;
+        chown(to, Some(meta.uid()), Some(meta.gid()))?;
+        fs::set_permissions(to, meta.permissions())
+    }
+
+    fn disks(&self) -> io::Result<Vec<Disk>> {
+        let entries = match fs::read_dir("/sys/block") {
+            Ok(entries) => entries,
+            // A kernel without block devices.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut disks = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            // Other disks have no serial number here.
+            if let Ok(serial) = fs::read(entry.path().join("serial")) {
+                disks.push(Disk {
+                    name: entry.file_name().to_string_lossy().into_owned(),
+                    serial: String::from_utf8_lossy(&serial)
+                        .trim_end_matches(['\n', '\0'])
+                        .to_owned(),
+                });
+            }
+        }
+        disks.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(disks)
+    }
+
+    fn head(&self, device: &str) -> io::Result<Vec<u8>> {
+        let mut head = Vec::new();
+        File::open(device)?.take(HEAD).read_to_end(&mut head)?;
+        Ok(head)
+    }
+
+    fn move_mount(&self, from: &str, to: &str) -> nix::Result<()> {
+        mount(Some(from), to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+    }
+
+    fn empty_initramfs(&self) -> io::Result<()> {
+        let kind = statfs("/")?.filesystem_type();
+        if ![RAMFS, TMPFS_MAGIC].contains(&kind) {
+            return Err(io::Error::other("the root is no initramfs"));
+        }
+        sweep(Path::new("/"))
+    }
+
+    fn change_root(&self, root: &str) -> nix::Result<()> {
+        chdir(root)?;
+        self.move_mount(".", "/")?;
+        chroot(".")?;
+        chdir("/")
+    }
+
+    fn set_parameter(&self, name: &str, value: &str) -> io::Result<()> {
+        fs::write(Path::new("/proc/sys").join(name), value)
     }
 
     fn mount(&self, wanted: &Mount) -> nix::Result<()> {
         mount(
-            Some(wanted.kind),
+            Some(wanted.source),
             wanted.target,
             Some(wanted.kind),
             wanted.flags,

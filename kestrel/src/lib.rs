@@ -8,6 +8,7 @@ mod console;
 mod etc;
 #[cfg(test)]
 mod fake;
+mod files;
 mod guest;
 mod host;
 mod kernel;
@@ -18,7 +19,9 @@ mod mounts;
 mod network;
 mod reap;
 mod requests;
+mod root;
 mod usage;
+mod user;
 mod workload;
 
 use std::{io, panic, path::PathBuf, sync::Arc};
@@ -35,6 +38,7 @@ pub use crate::{
     mounts::{Mount, MountError},
     network::{Netlink, Network, NetworkError},
     reap::{Exit, Reaper},
+    root::{Disk, Format, RootConfig, RootError},
 };
 
 /// More than one ask changes little; see [`life`].
@@ -84,6 +88,9 @@ fn prepare(kernel: &impl Kernel, logs: &Logs, asks: &mpsc::Sender<Ask>) -> Resul
     let missing = mounts::mount_all(kernel, mounts::EARLY).map_err(GuestError::Mounts)?;
     for error in missing {
         logs.say(&format!("{error}: this kernel has none"));
+    }
+    for error in mounts::link_all(kernel) {
+        logs.say(&error.to_string());
     }
     if let Err(error) = kernel.adopt_console() {
         logs.say(&format!("there is no console: {error}"));

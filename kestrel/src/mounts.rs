@@ -11,79 +11,74 @@ use nix::{errno::Errno, mount::MsFlags};
 
 use crate::kernel::Kernel;
 
-/// A file system that every guest has.
+/// A file system to mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mount {
-    pub kind: &'static str,
-    pub target: &'static str,
+pub struct Mount<'a> {
+    /// The device; the kind once more where there is none.
+    pub source: &'a str,
+    pub kind: &'a str,
+    pub target: &'a str,
     pub flags: MsFlags,
-    pub data: &'static str,
+    pub data: &'a str,
     /// Without it the guest does not start. The others depend on how the kernel was built.
     pub needed: bool,
 }
 
-const SAFE: MsFlags = MsFlags::MS_NOSUID
-    .union(MsFlags::MS_NODEV)
-    .union(MsFlags::MS_NOEXEC);
+impl<'a> Mount<'a> {
+    /// One that has no device, and that is needed.
+    #[must_use]
+    pub const fn new(kind: &'a str, target: &'a str, flags: MsFlags, data: &'a str) -> Self {
+        Self {
+            source: kind,
+            kind,
+            target,
+            flags,
+            data,
+            needed: true,
+        }
+    }
 
-/// In the order of mounting.
+    const fn if_possible(self) -> Self {
+        Self {
+            needed: false,
+            ..self
+        }
+    }
+}
+
+const TAME: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+const SAFE: MsFlags = TAME.union(MsFlags::MS_NOEXEC);
+const TERMINALS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
+
+/// What every guest has, in the order of mounting.
 pub const EARLY: &[Mount] = &[
-    Mount {
-        kind: "proc",
-        target: "/proc",
-        flags: SAFE,
-        data: "",
-        needed: true,
-    },
-    Mount {
-        kind: "sysfs",
-        target: "/sys",
-        flags: SAFE,
-        data: "",
-        needed: true,
-    },
-    Mount {
-        kind: "devtmpfs",
-        target: "/dev",
-        flags: MsFlags::MS_NOSUID,
-        data: "mode=0755",
-        needed: true,
-    },
-    Mount {
-        kind: "devpts",
-        target: "/dev/pts",
-        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
-        data: "mode=0620,gid=5,ptmxmode=0666",
-        needed: false,
-    },
-    Mount {
-        kind: "tmpfs",
-        target: "/dev/shm",
-        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
-        data: "mode=1777",
-        needed: true,
-    },
-    Mount {
-        kind: "tmpfs",
-        target: "/run",
-        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
-        data: "mode=0755",
-        needed: true,
-    },
-    Mount {
-        kind: "tmpfs",
-        target: "/tmp",
-        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
-        data: "mode=1777",
-        needed: true,
-    },
-    Mount {
-        kind: "cgroup2",
-        target: "/sys/fs/cgroup",
-        flags: SAFE,
-        data: "",
-        needed: false,
-    },
+    Mount::new("proc", "/proc", SAFE, ""),
+    Mount::new("sysfs", "/sys", SAFE, ""),
+    Mount::new("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755"),
+    Mount::new(
+        "devpts",
+        "/dev/pts",
+        TERMINALS,
+        "mode=0620,gid=5,ptmxmode=0666",
+    )
+    .if_possible(),
+    Mount::new("tmpfs", "/dev/shm", TAME, "mode=1777"),
+    Mount::new("mqueue", "/dev/mqueue", SAFE, "").if_possible(),
+    Mount::new("cgroup2", "/sys/fs/cgroup", SAFE, "").if_possible(),
+];
+
+/// What a guest has besides whose initramfs is its root.
+pub const SCRATCH: &[Mount] = &[
+    Mount::new("tmpfs", "/run", TAME, "mode=0755"),
+    Mount::new("tmpfs", "/tmp", TAME, "mode=1777"),
+];
+
+/// The links in `/dev` that the kernel does not make, and what they point at.
+const LINKS: &[(&str, &str)] = &[
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
 ];
 
 /// Why a guest's file systems are not what they should be.
@@ -93,10 +88,12 @@ pub enum MountError {
     MakeDir { target: String, source: io::Error },
     #[error("cannot mount {kind} on {target}")]
     Mount {
-        kind: &'static str,
-        target: &'static str,
+        kind: String,
+        target: String,
         source: io::Error,
     },
+    #[error("cannot make the link {path}")]
+    Link { path: String, source: io::Error },
     #[error("cannot unmount {target}")]
     Unmount { target: String, source: io::Error },
     #[error("cannot make {target} read-only")]
@@ -119,8 +116,24 @@ pub fn mount_all(kernel: &impl Kernel, table: &[Mount]) -> Result<Vec<MountError
     Ok(missing)
 }
 
-fn mount_one(kernel: &impl Kernel, wanted: &Mount) -> Result<(), MountError> {
-    match kernel.make_dir(wanted.target) {
+/// Makes what programs look for in `/dev`. Returns what failed; nothing needs it to start.
+pub fn link_all(kernel: &impl Kernel) -> Vec<MountError> {
+    let link = |(path, target): &(&str, &str)| match kernel.make_link(path, target) {
+        Ok(()) | Err(Errno::EEXIST) => None,
+        Err(errno) => Some(MountError::Link {
+            path: (*path).to_owned(),
+            source: errno.into(),
+        }),
+    };
+    LINKS.iter().filter_map(link).collect()
+}
+
+/// Mounts one, on a folder that is made where there is none. What is mounted already stays as it is.
+///
+/// # Errors
+/// The folder cannot be made, or nothing can be mounted on it.
+pub fn mount_one(kernel: &impl Kernel, wanted: &Mount) -> Result<(), MountError> {
+    match kernel.make_dir(wanted.target, 0o755) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => {
             return Err(MountError::MakeDir {
@@ -132,8 +145,8 @@ fn mount_one(kernel: &impl Kernel, wanted: &Mount) -> Result<(), MountError> {
     match kernel.mount(wanted) {
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
         Err(errno) => Err(MountError::Mount {
-            kind: wanted.kind,
-            target: wanted.target,
+            kind: wanted.kind.to_owned(),
+            target: wanted.target.to_owned(),
             source: errno.into(),
         }),
     }
@@ -262,7 +275,7 @@ mod tests {
         let kernel = FakeKernel::default();
         assert!(mount_all(&kernel, EARLY).unwrap().is_empty());
         let calls = kernel.calls();
-        assert_eq!(calls[0], "mkdir /proc");
+        assert_eq!(calls[0], "mkdir /proc 755");
         assert_eq!(
             calls[1],
             "mount proc on /proc MS_NOSUID | MS_NODEV | MS_NOEXEC ''"
@@ -318,6 +331,22 @@ mod tests {
             [
                 "cannot mount devpts on /dev/pts",
                 "cannot mount cgroup2 on /sys/fs/cgroup"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_link_that_cannot_be_made_does_not_keep_the_others_from_it() {
+        let kernel = FakeKernel::default();
+        kernel.fail("link /dev/fd", Errno::EEXIST);
+        kernel.fail("link /dev/stdin", Errno::EROFS);
+        let failed: Vec<_> = link_all(&kernel).iter().map(ToString::to_string).collect();
+        assert_eq!(failed, ["cannot make the link /dev/stdin"]);
+        assert_eq!(
+            kernel.calls()[2..],
+            [
+                "link /dev/stdout to /proc/self/fd/1",
+                "link /dev/stderr to /proc/self/fd/2"
             ]
         );
     }

@@ -11,9 +11,12 @@ use std::{
 
 use common::{Behaviour, Fact, ONE_GUEST, World, exit, fatal, lines};
 use kestrel::{Ask, Ending, GuestError, Reaper, Reason as Why};
+use nix::unistd::geteuid;
 use tokio::task::LocalSet;
 use tonic::Status;
-use volant_proto::agent::v1::{PROTOCOL, going_down::Reason, report_request::Report};
+use volant_proto::agent::v1::{
+    PROTOCOL, RootFilesystem, Workload, going_down::Reason, report_request::Report,
+};
 
 const TRAP: &str = "trap 'echo stopping; exit 7' TERM; echo ready; while :; do sleep 0.02; done";
 
@@ -158,8 +161,8 @@ fn a_workload_that_cannot_be_started_is_fatal_with_its_cause() {
         ),
         (
             "/bin/true",
-            "/no/dir",
-            "cannot use the working directory /no/dir: No such file or directory (os error 2)"
+            "/proc/no/dir",
+            "cannot use the working directory /proc/no/dir: No such file or directory (os error 2)"
                 .to_owned(),
         ),
         (
@@ -191,6 +194,105 @@ fn a_workload_that_cannot_be_started_is_fatal_with_its_cause() {
             assert_eq!((reason, ending), (Reason::Fatal, Ending::PowerOff));
         }));
     }
+}
+
+fn workload(behaviour: &mut Behaviour) -> &mut Workload {
+    let config = behaviour.config.as_mut().unwrap();
+    config.workload.as_mut().unwrap()
+}
+
+#[tokio::test]
+async fn a_working_directory_that_is_not_there_is_made() {
+    alone(async {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("a/b").display().to_string();
+        let mut behaviour = Behaviour::shell("pwd");
+        workload(&mut behaviour).workdir = dir.clone();
+        let mut world = World::begin(behaviour);
+        let (facts, _, _) = world.until_the_end().await;
+        assert_eq!(lines(&facts), [dir]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_user_whom_the_root_does_not_know_is_named() {
+    alone(async {
+        let mut behaviour = Behaviour::shell("exit 0");
+        workload(&mut behaviour).user = "nginx".to_owned();
+        let mut world = World::begin(behaviour);
+        let (facts, reason, _) = world.until_the_end().await;
+        assert_eq!(
+            fatal(&facts),
+            Some("cannot run the workload: cannot run it as 'nginx': there is no user 'nginx' in /etc/passwd")
+        );
+        assert_eq!(reason, Reason::Fatal);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_workload_of_another_user_has_its_groups_its_home_and_its_output() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    alone(async {
+        let mut behaviour = Behaviour::shell(
+            "id -u; id -g; id -G; echo $HOME; echo opened >/dev/stdout; echo opened too >>/dev/stderr",
+        );
+        workload(&mut behaviour).user = "web".to_owned();
+        let mut world = World::begin(behaviour);
+        let etc = world.etc.path().join("etc");
+        fs::create_dir_all(&etc).unwrap();
+        fs::write(etc.join("passwd"), "web:x:4321:4322::/srv/web:/bin/sh\n").unwrap();
+        fs::write(etc.join("group"), "logs:x:4400:web\n").unwrap();
+        let (facts, _, _) = world.until_the_end().await;
+        let mut written = lines(&facts);
+        written.sort();
+        assert_eq!(
+            written,
+            ["/srv/web", "4321", "4322", "4322 4400", "opened", "opened too"]
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_root_is_entered_before_anything_is_looked_for_in_it() {
+    alone(async {
+        let mut behaviour = Behaviour::shell("exit 0");
+        behaviour.config.as_mut().unwrap().root = Some(RootFilesystem {
+            serial: "rootfs".to_owned(),
+            format: "squashfs".to_owned(),
+        });
+        let mut world = World::begin(behaviour);
+        world.until_the_end().await;
+        assert_eq!(
+            world.kernel.calls()[..2],
+            ["root /.kestrel/root", "hostname web"]
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_root_that_cannot_be_entered_is_fatal_with_its_cause() {
+    alone(async {
+        let mut behaviour = Behaviour::shell("exit 0");
+        behaviour.config.as_mut().unwrap().root = Some(RootFilesystem {
+            serial: "rootfs".to_owned(),
+            format: "ext4".to_owned(),
+        });
+        let mut world = World::begin(behaviour);
+        let (facts, reason, _) = world.until_the_end().await;
+        assert_eq!(
+            fatal(&facts),
+            Some("cannot enter the root file system: /dev/vda has squashfs, not ext4 as the plugin says")
+        );
+        assert_eq!(reason, Reason::Fatal);
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use std::{
 };
 
 use kestrel::{
-    Ask, Ending, Guest, GuestError, Host, Kernel, Linux, Logs, Mount, Network, NetworkConfig,
+    Ask, Disk, Ending, Guest, GuestError, Host, Kernel, Linux, Logs, Mount, Network, NetworkConfig,
     NetworkError,
 };
 use nix::{
@@ -152,7 +152,38 @@ impl FakeKernel {
 }
 
 impl Kernel for FakeKernel {
-    fn make_dir(&self, _: &str) -> nix::Result<()> {
+    fn make_dir(&self, _: &str, _: u32) -> nix::Result<()> {
+        Ok(())
+    }
+    fn make_link(&self, _: &str, _: &str) -> nix::Result<()> {
+        Ok(())
+    }
+    fn make_mount_point(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+    fn copy_owner(&self, _: &str, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+    fn disks(&self) -> io::Result<Vec<Disk>> {
+        Ok(vec![Disk {
+            name: "vda".to_owned(),
+            serial: "rootfs".to_owned(),
+        }])
+    }
+    fn head(&self, _: &str) -> io::Result<Vec<u8>> {
+        Ok(b"hsqs".to_vec())
+    }
+    fn move_mount(&self, _: &str, _: &str) -> nix::Result<()> {
+        Ok(())
+    }
+    fn empty_initramfs(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn change_root(&self, root: &str) -> nix::Result<()> {
+        self.call(format!("root {root}"));
+        Ok(())
+    }
+    fn set_parameter(&self, _: &str, _: &str) -> io::Result<()> {
         Ok(())
     }
     fn mount(&self, _: &Mount) -> nix::Result<()> {
@@ -224,6 +255,7 @@ impl Behaviour {
                     ..Default::default()
                 }),
                 heartbeat_interval_ms: 100,
+                root: None,
             }),
             refused_dials: 0,
             reads_late: false,
