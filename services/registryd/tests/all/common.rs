@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use registryd::{Fetcher, Incoming, Limits, NewVm, Plugin, Registry, Store};
+use registryd::{
+    Bringer, Fetcher, Incoming, Limits, NewPlugin, NewVm, Original, Plugin, Registry, Settings,
+    Source, Store,
+};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -20,14 +23,33 @@ pub fn open(dir: &TempDir) -> Store {
     Store::open(dir.path(), MAX_BLOB).unwrap()
 }
 
+/// A registry whose administrator does not look at signatures.
 pub fn registry(dir: &TempDir) -> Registry {
+    configure(dir, "[plugins]\nsignatures = 'off'");
+    registry_as_configured(dir)
+}
+
+/// Writes the configuration.
+pub fn configure(dir: &TempDir, text: &str) {
+    std::fs::write(dir.path().join("volant.toml"), text).unwrap();
+}
+
+pub fn settings(dir: &TempDir) -> Settings {
+    Settings {
+        config: dir.path().join("volant.toml"),
+        trust_dir: dir.path().join("trust.d"),
+        trust_owner: nix::unistd::Uid::effective().as_raw(),
+    }
+}
+
+pub fn registry_as_configured(dir: &TempDir) -> Registry {
     let limits = Limits {
         connect: Duration::from_secs(5),
         window: Duration::from_millis(300),
         bytes: 1024,
     };
     let fetcher = Fetcher::new(|| reqwest::Client::builder().no_proxy(), limits);
-    Registry::new(open(dir), fetcher, Idle::new())
+    Registry::new(open(dir), fetcher, settings(dir), Idle::new())
 }
 
 pub fn digest(bytes: &[u8]) -> Digest {
@@ -47,10 +69,20 @@ pub fn bytes(manifest: &Value) -> Vec<u8> {
     serde_json::to_vec(manifest).unwrap()
 }
 
-/// Keeps bytes as an artifact.
+/// That manifest, not signed.
+pub fn unsigned(manifest: &Value) -> Source {
+    Source::Bytes(Original {
+        manifest: bytes(manifest),
+        signature: None,
+    })
+}
+
+/// Keeps bytes as an uploaded artifact.
 pub fn keep(store: &Store, content: &[u8]) -> Digest {
     let digest = digest(content);
-    store.keep(receive(store, content), &digest).unwrap();
+    store
+        .keep(receive(store, content), &digest, Bringer::Upload)
+        .unwrap();
     digest
 }
 
@@ -60,14 +92,34 @@ pub fn receive(store: &Store, content: &[u8]) -> Incoming {
     incoming
 }
 
-/// Installs a plugin whose initramfs is `initramfs`.
+/// Installs version 1.0 of a plugin whose initramfs is `initramfs`.
 pub fn install(store: &Store, name: &str, initramfs: &[u8]) -> Plugin {
+    install_version(store, name, "1.0", initramfs)
+}
+
+pub fn install_version(store: &Store, name: &str, version: &str, initramfs: &[u8]) -> Plugin {
     keep(store, initramfs);
-    let bytes = bytes(&manifest(name, "x.cpio", initramfs));
-    let manifest = Manifest::parse(&bytes).unwrap();
-    store
-        .put_plugin(&manifest, &bytes, jiff::Timestamp::now())
-        .unwrap()
+    let mut manifest = manifest(name, "x.cpio", initramfs);
+    manifest["version"] = version.into();
+    put(store, &manifest).unwrap()
+}
+
+pub fn put(store: &Store, manifest: &Value) -> Result<Plugin, registryd::PluginError> {
+    store.put_plugin(&new_plugin(manifest), jiff::Timestamp::now())
+}
+
+pub fn new_plugin(manifest: &Value) -> NewPlugin {
+    let bytes = bytes(manifest);
+    NewPlugin {
+        manifest: Manifest::parse(&bytes).unwrap(),
+        original: Original {
+            manifest: bytes,
+            signature: None,
+        },
+        signed_by: None,
+        accepted: None,
+        source: String::new(),
+    }
 }
 
 pub fn new_vm(name: &str, plugin: &str) -> NewVm {

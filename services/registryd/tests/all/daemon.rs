@@ -25,7 +25,7 @@ use volant_proto::registry::v1::{
 };
 use zbus::{Connection, connection::Builder, fdo::DBusProxy};
 
-use crate::common::{blob_files, bytes, digest, files, manifest, temp_dir};
+use crate::common::{blob_files, bytes, configure, digest, files, manifest, temp_dir};
 
 type Client = RegistryServiceClient<Channel>;
 
@@ -49,6 +49,7 @@ struct Host {
 impl Host {
     fn start() -> Self {
         let dir = temp_dir();
+        configure(&dir, "[plugins]\nsignatures = 'off'");
         let address = format!("unix:path={}", dir.path().join("bus").display());
         let mut daemon = Command::new("dbus-daemon")
             .args(["--session", "--nofork", "--nopidfile", "--print-address"])
@@ -75,6 +76,8 @@ impl Host {
             .arg("--socket")
             .arg(&socket)
             .args(["--idle-sec", &idle_sec.to_string()])
+            .arg("--config")
+            .arg(self.dir.path().join("volant.toml"))
             .env("DBUS_SYSTEM_BUS_ADDRESS", &self.bus)
             .spawn()
             .unwrap();
@@ -132,6 +135,7 @@ async fn a_killed_daemon_loses_nothing_that_it_answered() {
     let given = bytes(&manifest("caddy", "x", content));
     let request = wire::InstallPluginRequest {
         source: Some(Source::Manifest(given)),
+        ..Default::default()
     };
     let mut events = client.install_plugin(request).await.unwrap().into_inner();
     while events.message().await.unwrap().is_some() {}

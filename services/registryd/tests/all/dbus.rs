@@ -16,7 +16,7 @@ use volant_service::CallerError;
 use volant_spec::Name;
 use zbus::{Connection, Guid, connection::Builder, message::Header};
 
-use crate::common::{bytes, digest, manifest, new_vm, registry, temp_dir};
+use crate::common::{digest, manifest, new_vm, registry, temp_dir, unsigned};
 
 /// Every call comes from this VM, or from none.
 struct From(Option<&'static str>);
@@ -49,7 +49,7 @@ async fn fill(registry: &Registry) {
     let mut sink = registry.receive().await.unwrap();
     sink.push(b"initramfs").await.unwrap();
     sink.finish(digest(b"initramfs")).await.unwrap();
-    let given = registryd::Source::Bytes(bytes(&manifest("caddy", "x", b"initramfs")));
+    let given = unsigned(&manifest("caddy", "x", b"initramfs"));
     registry.install(given, |_| {}).await.unwrap();
     for vm in ["db", "web"] {
         registry.create_vm(new_vm(vm, "caddy")).await.unwrap();

@@ -58,6 +58,7 @@ impl Daemon {
     async fn install(&mut self, source: Source) -> Result<wire::Plugin, Status> {
         let request = wire::InstallPluginRequest {
             source: Some(source),
+            ..Default::default()
         };
         let mut events = self.client.install_plugin(request).await?.into_inner();
         while let Some(event) = events.message().await? {
@@ -135,6 +136,7 @@ async fn a_vm_lives_from_upload_to_purge() {
 
     let remove = wire::RemovePluginRequest {
         name: "caddy".to_owned(),
+        ..Default::default()
     };
     let error = daemon.client.remove_plugin(remove.clone()).await;
     let error = error.unwrap_err();
@@ -224,6 +226,7 @@ async fn an_install_tells_its_progress_first() {
             &web.url("/i"),
             &content,
         )))),
+        ..Default::default()
     };
     let mut events = daemon
         .client

@@ -6,13 +6,16 @@ use registryd::{FetchError, InstallError, Progress, Registry, Source};
 use tempfile::TempDir;
 
 use crate::{
-    common::{blob_files, bytes, chain, digest, files, manifest, registry, temp_dir},
+    common::{blob_files, bytes, chain, digest, files, manifest, registry, temp_dir, unsigned},
     web::{Page, Web},
 };
 
 const INITRAMFS: &[u8] = &[42; 300_000];
 
-async fn install(registry: &Registry, source: Source) -> Result<registryd::Plugin, InstallError> {
+async fn install(
+    registry: &Registry,
+    source: Source,
+) -> Result<registryd::Installed, InstallError> {
     let installed = registry.install(source, |_| {});
     tokio::time::timeout(Duration::from_secs(20), installed)
         .await
@@ -24,10 +27,8 @@ async fn refused(dir: &TempDir, page: Page) -> InstallError {
     let registry = registry(dir);
     let web = Web::serve([("/i", page)]).await;
     let manifest = manifest("caddy", &web.url("/i"), INITRAMFS);
-    let error = install(&registry, Source::Bytes(bytes(&manifest)))
-        .await
-        .unwrap_err();
-    assert_eq!(registry.plugins().await.unwrap(), []);
+    let error = install(&registry, unsigned(&manifest)).await.unwrap_err();
+    assert_eq!(registry.plugins(None).await.unwrap(), []);
     assert_eq!(blob_files(dir).len() + files(dir, "incoming").len(), 0);
     error
 }
@@ -47,26 +48,26 @@ async fn a_plugin_is_installed_from_its_url() {
     .await;
     let told: Mutex<Vec<Progress>> = Mutex::default();
     let source = Source::Url(web.url("/p/caddy.manifest.json"));
-    let plugin = registry
+    let installed = registry
         .install(source.clone(), |progress| {
             told.lock().unwrap().push(progress);
         })
         .await
         .unwrap();
-    assert_eq!(plugin.manifest, wanted);
-    assert_eq!(plugin.size_bytes, INITRAMFS.len() as u64);
+    assert_eq!(installed.original.manifest, wanted);
+    assert_eq!(installed.plugin.size_bytes, INITRAMFS.len() as u64);
     assert_eq!(blob_files(&dir), [digest(INITRAMFS).hex()]);
     let told = told.into_inner().unwrap();
     assert_eq!(
         *told.last().unwrap(),
         Progress {
-            artifact: "initramfs",
+            artifact: "initramfs".to_owned(),
             done_bytes: INITRAMFS.len() as u64,
             total_bytes: Some(INITRAMFS.len() as u64),
         }
     );
     // What is there is not fetched again.
-    assert_eq!(install(&registry, source).await.unwrap(), plugin);
+    assert_eq!(install(&registry, source).await.unwrap(), installed);
     assert_eq!(web.asked().iter().filter(|path| *path == "/cdn").count(), 1);
 }
 
@@ -75,11 +76,11 @@ async fn installs_of_one_plugin_wait_for_each_other() {
     let dir = temp_dir();
     let registry = registry(&dir);
     let web = Web::serve([("/i", Page::Body(INITRAMFS.to_vec()))]).await;
-    let given = bytes(&manifest("caddy", &web.url("/i"), INITRAMFS));
+    let given = unsigned(&manifest("caddy", &web.url("/i"), INITRAMFS));
     let (a, b, c) = tokio::join!(
-        install(&registry, Source::Bytes(given.clone())),
-        install(&registry, Source::Bytes(given.clone())),
-        install(&registry, Source::Bytes(given.clone())),
+        install(&registry, given.clone()),
+        install(&registry, given.clone()),
+        install(&registry, given.clone()),
     );
     assert_eq!(a.unwrap(), b.unwrap());
     c.unwrap();
@@ -172,9 +173,7 @@ async fn a_size_that_is_not_the_declared_one_is_refused() {
     let web = Web::serve([("/i", Page::Body(INITRAMFS.to_vec()))]).await;
     let mut wrong = manifest("caddy", &web.url("/i"), INITRAMFS);
     wrong["initramfs"]["size"] = 12.into();
-    let error = install(&registry, Source::Bytes(bytes(&wrong)))
-        .await
-        .unwrap_err();
+    let error = install(&registry, unsigned(&wrong)).await.unwrap_err();
     assert!(
         matches!(
             error,
@@ -197,10 +196,8 @@ async fn files_of_the_host_are_out_of_reach() {
     std::fs::write(&secret, INITRAMFS).unwrap();
     let secret = secret.to_str().unwrap();
     for url in [secret, &format!("file://{secret}"), "secret"] {
-        let manifest = bytes(&manifest("caddy", url, INITRAMFS));
-        let error = install(&registry, Source::Bytes(manifest))
-            .await
-            .unwrap_err();
+        let manifest = manifest("caddy", url, INITRAMFS);
+        let error = install(&registry, unsigned(&manifest)).await.unwrap_err();
         assert!(matches!(error, InstallError::NotUploaded { .. }), "{error}");
         assert!(error.to_string().contains("upload it first"), "{error}");
     }

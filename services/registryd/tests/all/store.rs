@@ -1,17 +1,24 @@
 //! The store: what it keeps, what survives a cut, and what it refuses.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, time::SystemTime};
 
 use registryd::{
-    BlobError, DATABASE, Damage, FIRST_UID, MIGRATIONS, OpenError, OpenStoreError, PluginError,
-    Store, UNUSED_FOR, VmError,
+    BlobError, Bringer, Collect, DATABASE, Damage, FIRST_UID, MIGRATIONS, OpenError,
+    OpenStoreError, PluginError, Store, UNUSED_FOR, VmError,
 };
-use volant_spec::Manifest;
 
 use crate::common::{
-    MAX_BLOB, blob_files, bytes, chain, create, digest, files, install, keep, manifest, new_vm,
-    open, receive, temp_dir,
+    MAX_BLOB, blob_files, chain, create, digest, files, install, keep, manifest, new_vm, open, put,
+    receive, temp_dir,
 };
+
+const NOW: std::time::Duration = std::time::Duration::ZERO;
+
+/// Collects what nobody wanted for an hour, as if it was `later`.
+fn collect(store: &Store, later: std::time::Duration) -> u64 {
+    let now = SystemTime::now() + later;
+    store.collect(Collect::Stale, now).unwrap().artifacts
+}
 
 #[test]
 fn the_migrations_are_valid() {
@@ -28,7 +35,7 @@ fn what_was_answered_is_there_after_a_kill() {
     copy_all(dir.path(), copy.path());
     let after = Store::open(copy.path(), MAX_BLOB).unwrap();
     assert_eq!(after.vm(&"web".parse().unwrap()).unwrap(), vm);
-    assert_eq!(after.plugins().unwrap(), store.plugins().unwrap());
+    assert_eq!(after.plugins(None).unwrap(), store.plugins(None).unwrap());
     let opened = after.open_vm(&"web".parse().unwrap()).unwrap();
     assert_eq!(opened.artifacts.len(), 1);
 }
@@ -57,7 +64,7 @@ fn an_upload_cut_off_before_its_end_leaves_nothing() {
     drop(store);
     let store = open(&dir);
     assert_eq!(files(&dir, "incoming"), Vec::<String>::new());
-    assert_eq!(store.blob(&digest(b"half of it")).unwrap(), None);
+    assert_eq!(store.there(&digest(b"half of it")).unwrap(), None);
 }
 
 #[test]
@@ -67,12 +74,12 @@ fn a_file_without_a_row_is_an_orphan_and_can_be_uploaded_again() {
     let content = b"renamed, and then the power went";
     let path = dir.path().join("blobs/sha256").join(digest(content).hex());
     fs::write(&path, &content[..5]).unwrap();
-    assert_eq!(store.blob(&digest(content)).unwrap(), None);
+    assert_eq!(store.there(&digest(content)).unwrap(), None);
     keep(&store, content);
     assert_eq!(fs::read(&path).unwrap(), content);
 
     fs::write(path.with_file_name("stray"), "x").unwrap();
-    assert_eq!(store.collect(UNUSED_FOR).unwrap(), 1);
+    assert_eq!(collect(&store, NOW), 1);
     assert_eq!(blob_files(&dir), [digest(content).hex()]);
 }
 
@@ -84,10 +91,11 @@ fn an_upload_waits_for_its_install_but_not_for_ever() {
     let kept = keep(&store, content);
     drop(store);
     let store = open(&dir);
-    assert_eq!(store.collect(UNUSED_FOR).unwrap(), 0);
-    assert_eq!(store.blob(&kept).unwrap(), Some(content.len() as u64));
-    assert_eq!(store.collect(Duration::ZERO).unwrap(), 1);
-    assert_eq!(store.blob(&kept).unwrap(), None);
+    assert_eq!(collect(&store, NOW), 0);
+    assert_eq!(store.there(&kept).unwrap(), Some(content.len() as u64));
+    assert_eq!(collect(&store, UNUSED_FOR / 2), 0);
+    assert_eq!(collect(&store, UNUSED_FOR), 1);
+    assert_eq!(store.there(&kept).unwrap(), None);
     assert_eq!(blob_files(&dir), Vec::<String>::new());
 }
 
@@ -96,16 +104,33 @@ fn an_artifact_that_is_asked_for_again_is_young_again() {
     let dir = temp_dir();
     let store = open(&dir);
     let kept = keep(&store, b"old");
-    let path = dir.path().join("blobs/sha256").join(kept.hex());
-    let old = std::time::SystemTime::now() - 2 * UNUSED_FOR;
-    let file = fs::File::open(&path).unwrap();
-    file.set_times(fs::FileTimes::new().set_modified(old))
-        .unwrap();
+    let age = |db: &rusqlite::Connection| db.execute("UPDATE blobs SET wanted_at = 1", []).unwrap();
+    let db = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
+    age(&db);
     assert!(store.blob(&kept).unwrap().is_some());
-    assert_eq!(store.collect(UNUSED_FOR).unwrap(), 0);
-    file.set_times(fs::FileTimes::new().set_modified(old))
-        .unwrap();
-    assert_eq!(store.collect(UNUSED_FOR).unwrap(), 1);
+    assert_eq!(collect(&store, NOW), 0);
+    age(&db);
+    assert_eq!(collect(&store, NOW), 1);
+}
+
+#[test]
+fn a_collection_that_is_asked_for_spares_uploads_and_what_an_install_needs_now() {
+    let dir = temp_dir();
+    let store = open(&dir);
+    keep(&store, b"uploaded");
+    for content in [&b"fetched in vain"[..], b"fetched just now"] {
+        let kept = digest(content);
+        let incoming = receive(&store, content);
+        store.keep(incoming, &kept, Bringer::Install).unwrap();
+    }
+    let pinned = store.pin([digest(b"fetched just now")]);
+    let collected = store.collect(Collect::All, SystemTime::now()).unwrap();
+    assert_eq!((collected.artifacts, collected.bytes), (1, 15));
+    assert_eq!(blob_files(&dir).len(), 2);
+    drop(pinned);
+    let collected = store.collect(Collect::All, SystemTime::now()).unwrap();
+    assert_eq!(collected.artifacts, 1);
+    assert_eq!(blob_files(&dir), [digest(b"uploaded").hex()]);
 }
 
 #[test]
@@ -114,18 +139,20 @@ fn what_is_used_is_never_collected() {
     let store = open(&dir);
     install(&store, "caddy", b"one");
     create(&store, "web", "caddy");
-    assert_eq!(store.collect(Duration::ZERO).unwrap(), 0);
+    assert_eq!(collect(&store, 2 * UNUSED_FOR), 0);
     // Replaced: the VM still has what it was created with.
     install(&store, "caddy", b"two");
-    assert_eq!(store.collect(Duration::ZERO).unwrap(), 0);
+    assert_eq!(collect(&store, 2 * UNUSED_FOR), 0);
     assert_eq!(blob_files(&dir).len(), 2);
     let opened = store.open_vm(&"web".parse().unwrap()).unwrap();
-    assert_eq!(opened.manifest.initramfs.checksum, digest(b"one"));
+    assert_eq!(opened.manifest.initramfs.unwrap().checksum, digest(b"one"));
     // And it goes with the VM.
     store.delete_vm(&"web".parse().unwrap()).unwrap();
     store.purge_vm(&"web".parse().unwrap()).unwrap();
     assert_eq!(blob_files(&dir), [digest(b"two").hex()]);
-    store.remove_plugin(&"caddy".parse().unwrap()).unwrap();
+    store
+        .remove_plugin(&"caddy".parse().unwrap(), false)
+        .unwrap();
     assert_eq!(blob_files(&dir), Vec::<String>::new());
 }
 
@@ -135,9 +162,9 @@ fn an_artifact_of_two_plugins_goes_with_the_second() {
     let store = open(&dir);
     install(&store, "a", b"shared");
     install(&store, "b", b"shared");
-    store.remove_plugin(&"a".parse().unwrap()).unwrap();
+    store.remove_plugin(&"a".parse().unwrap(), false).unwrap();
     assert_eq!(blob_files(&dir).len(), 1);
-    store.remove_plugin(&"b".parse().unwrap()).unwrap();
+    store.remove_plugin(&"b".parse().unwrap(), false).unwrap();
     assert_eq!(blob_files(&dir).len(), 0);
 }
 
@@ -146,7 +173,7 @@ fn bytes_that_do_not_match_are_not_kept() {
     let dir = temp_dir();
     let store = open(&dir);
     let error = store
-        .keep(receive(&store, b"this"), &digest(b"that"))
+        .keep(receive(&store, b"this"), &digest(b"that"), Bringer::Upload)
         .unwrap_err();
     let text = error.to_string();
     assert!(text.contains(&digest(b"this").to_string()), "{text}");
@@ -183,19 +210,10 @@ fn artifacts_are_for_all_to_read_in_a_folder_that_nobody_enters() {
 fn a_plugin_is_not_kept_without_its_artifacts() {
     let dir = temp_dir();
     let store = open(&dir);
-    let bytes = bytes(&manifest("caddy", "x", b"absent"));
-    let manifest = Manifest::parse(&bytes).unwrap();
-    let error = store
-        .put_plugin(&manifest, &bytes, jiff::Timestamp::now())
-        .unwrap_err();
-    assert!(matches!(
-        error,
-        PluginError::NoArtifact {
-            artifact: "initramfs",
-            ..
-        }
-    ));
-    assert_eq!(store.plugins().unwrap(), []);
+    let error = put(&store, &manifest("caddy", "x", b"absent")).unwrap_err();
+    assert!(matches!(error, PluginError::NoArtifact { .. }));
+    assert!(error.to_string().contains("'initramfs'"), "{error}");
+    assert_eq!(store.plugins(None).unwrap(), []);
 }
 
 #[test]
@@ -214,7 +232,7 @@ fn a_missing_or_short_artifact_is_named_and_another_upload_heals_it() {
             let text = error.to_string();
             for part in [
                 "'initramfs'",
-                "'caddy'",
+                "'caddy@1.0'",
                 &digest(b"initramfs").to_string(),
                 "volar plugins install",
             ] {
@@ -236,7 +254,7 @@ fn a_missing_or_short_artifact_is_named_and_another_upload_heals_it() {
             expected: 9
         }
     );
-    assert_eq!(store.blob(&digest(b"initramfs")).unwrap(), None);
+    assert_eq!(store.there(&digest(b"initramfs")).unwrap(), None);
     fs::remove_file(&path).unwrap();
     assert_eq!(refused(), Damage::Missing);
 
@@ -251,11 +269,7 @@ fn a_vm_gets_what_it_asks_for_else_the_plugins_else_the_default() {
     install(&store, "plain", b"x");
     let mut sized = manifest("sized", "x", b"x");
     sized["resources"] = serde_json::json!({ "cpu_cores": 2, "memory_mb": 512 });
-    let bytes = bytes(&sized);
-    let sized = Manifest::parse(&bytes).unwrap();
-    store
-        .put_plugin(&sized, &bytes, jiff::Timestamp::now())
-        .unwrap();
+    put(&store, &sized).unwrap();
 
     let mut asking = new_vm("c", "sized");
     asking.memory_mb = Some(1024);
@@ -316,13 +330,13 @@ fn a_plugin_in_use_is_not_removed() {
     install(&store, "caddy", b"x");
     create(&store, "web", "caddy");
     let caddy = "caddy".parse().unwrap();
-    let error = store.remove_plugin(&caddy).unwrap_err();
+    let error = store.remove_plugin(&caddy, false).unwrap_err();
     assert!(error.to_string().contains("'web'"), "{error}");
     store.delete_vm(&"web".parse().unwrap()).unwrap();
     store.purge_vm(&"web".parse().unwrap()).unwrap();
-    store.remove_plugin(&caddy).unwrap();
+    store.remove_plugin(&caddy, false).unwrap();
     assert!(matches!(
-        store.remove_plugin(&caddy).unwrap_err(),
+        store.remove_plugin(&caddy, false).unwrap_err(),
         PluginError::NotFound(_)
     ));
 }
@@ -334,7 +348,7 @@ fn the_same_manifest_again_changes_nothing() {
     let first = install(&store, "caddy", b"x");
     assert_eq!(install(&store, "caddy", b"x"), first);
     assert_ne!(install(&store, "caddy", b"y"), first);
-    assert_eq!(store.plugins().unwrap().len(), 1);
+    assert_eq!(store.plugins(None).unwrap().len(), 1);
 }
 
 #[test]
