@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use volant_dbus::{ipam::Attachment, registry::VmDefinition};
-use volant_proto::agent::v1::{NetworkConfig, RunConfig, Workload};
+use volant_proto::agent::v1::{NetworkConfig, RootFilesystem, RunConfig, Workload};
 use volant_spec::{Name, Resources, config::Vmm, resources::ResourcesError};
+
+use crate::hypervisor::ROOTFS_SERIAL;
 
 /// How often the agent shows that the guest is alive.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -19,8 +21,25 @@ pub struct Definition {
     pub resources: Resources,
     pub vmm: Vmm,
     pub stop_grace: Duration,
+    pub kernel: Kernel,
+    /// What is in the artifact `rootfs`, where there is one.
+    pub rootfs_format: Option<String>,
     workload: Workload,
 }
+
+/// The kernel that a VM boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// The host's, which takes an initramfs.
+    Vmlinux,
+    /// The host's, with the boot initramfs in it.
+    BzImage,
+    /// The plugin's.
+    Own,
+}
+
+/// The root file systems that the agent mounts; `raw` is any of the others.
+const ROOTFS_FORMATS: &[&str] = &["raw", "squashfs", "erofs", "ext4"];
 
 /// Why a definition cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +80,27 @@ impl Definition {
         if wire.entrypoint.first().is_none_or(String::is_empty) {
             return Err(value("the workload has no program".to_owned()));
         }
+        let kernel = match wire.kernel.as_str() {
+            "vmlinux" => Kernel::Vmlinux,
+            "bzimage" => Kernel::BzImage,
+            "own" => Kernel::Own,
+            other => {
+                let other = other.escape_debug();
+                return Err(value(format!(
+                    "kernel '{other}' is not one of vmlinux, bzimage, own"
+                )));
+            }
+        };
+        let rootfs_format = Some(wire.rootfs_format).filter(|format| !format.is_empty());
+        if let Some(format) = &rootfs_format
+            && !ROOTFS_FORMATS.contains(&format.as_str())
+        {
+            return Err(value(format!(
+                "rootfs format '{}' is not one of {}",
+                format.escape_debug(),
+                ROOTFS_FORMATS.join(", ")
+            )));
+        }
         Ok(Self {
             name: name.clone(),
             uuid: wire.uuid,
@@ -69,10 +109,13 @@ impl Definition {
             resources,
             vmm: wire.vmm.parse().map_err(value)?,
             stop_grace: Duration::from_millis(wire.stop_grace_ms.into()),
+            kernel,
+            rootfs_format,
             workload: Workload {
                 entrypoint: wire.entrypoint,
                 env: wire.env,
                 workdir: wire.workdir,
+                user: wire.user,
                 stop_signal: wire.stop_signal,
                 stop_grace_ms: wire.stop_grace_ms,
             },
@@ -99,6 +142,10 @@ impl Definition {
             }),
             workload: Some(self.workload.clone()),
             heartbeat_interval_ms: u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX),
+            root: self.rootfs_format.as_ref().map(|format| RootFilesystem {
+                serial: ROOTFS_SERIAL.to_owned(),
+                format: format.clone(),
+            }),
         }
     }
 }
@@ -136,15 +183,18 @@ mod tests {
             entrypoint: vec!["/usr/bin/caddy".to_owned(), "run".to_owned()],
             env: [("A".to_owned(), "b".to_owned())].into(),
             workdir: "/".to_owned(),
+            user: "www-data".to_owned(),
             stop_signal: "SIGTERM".to_owned(),
             stop_grace_ms: 10_000,
+            kernel: "vmlinux".to_owned(),
+            rootfs_format: "squashfs".to_owned(),
         }
     }
 
     #[test]
     fn a_wrong_definition_is_told_what_is_wrong() {
         type Spoil = fn(&mut VmDefinition);
-        let cases: [(Spoil, &str); 6] = [
+        let cases: [(Spoil, &str); 8] = [
             (
                 |wire| wire.uuid = "0198,x=y".to_owned(),
                 "'0198,x=y' is no UUID",
@@ -154,6 +204,11 @@ mod tests {
             (|wire| wire.cpu_cores = 0, "0 CPUs"),
             (|wire| wire.vmm = "xen".to_owned(), "vmm 'xen'"),
             (|wire| wire.entrypoint.clear(), "no program"),
+            (|wire| wire.kernel.clear(), "kernel '' is not one of"),
+            (
+                |wire| wire.rootfs_format = "xfs".to_owned(),
+                "rootfs format 'xfs' is not one of raw, squashfs",
+            ),
         ];
         let name: Name = "web".parse().unwrap();
         for (spoil, expected) in cases {
@@ -179,7 +234,14 @@ mod tests {
         let config = definition.run_config(&attachment);
         assert_eq!(config.hostname, "web");
         assert_eq!(config.heartbeat_interval_ms, 5000);
-        assert_eq!(config.workload.unwrap().env["A"], "b");
+        let workload = config.workload.unwrap();
+        assert_eq!(workload.env["A"], "b");
+        assert_eq!(workload.user, "www-data");
+        let root = config.root.unwrap();
+        assert_eq!(
+            (root.serial.as_str(), root.format.as_str()),
+            ("rootfs", "squashfs")
+        );
         let network = config.network.unwrap();
         assert_eq!(network.addresses, ["192.168.127.2/24"]);
         assert_eq!(address(&attachment), "192.168.127.2");

@@ -12,7 +12,7 @@ use volant_spec::Name;
 use zbus::{Connection, DBusError};
 
 use crate::{
-    definition::{Definition, DefinitionError},
+    definition::{Definition, DefinitionError, Kernel},
     ended::{EXIT_UNDEFINED, EXIT_UNPREPARED},
 };
 
@@ -24,8 +24,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Prepared {
     pub definition: Definition,
-    pub initramfs: OwnedFd,
-    /// Absent: the host's kernel.
+    /// Absent: the boot initramfs. There is an initramfs or a rootfs.
+    pub initramfs: Option<OwnedFd>,
+    /// There when the definition has its format.
+    pub rootfs: Option<OwnedFd>,
+    /// There when the definition says that the plugin brings it; else it is the host's.
     pub kernel: Option<OwnedFd>,
     pub attachment: Attachment,
     pub tap: OwnedFd,
@@ -40,8 +43,8 @@ pub enum PrepareError {
     Registry { name: Name, source: zbus::Error },
     #[error(transparent)]
     Definition(#[from] DefinitionError),
-    #[error("the registry gave no initramfs for VM '{0}'")]
-    NoInitramfs(Name),
+    #[error("the registry gave no {kind} for VM '{name}'")]
+    NoArtifact { name: Name, kind: &'static str },
     #[error("cannot attach VM '{name}' to the network")]
     Attach { name: Name, source: zbus::Error },
 }
@@ -51,7 +54,7 @@ impl PrepareError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Refused { .. } | Self::Definition(_) | Self::NoInitramfs(_) => EXIT_UNDEFINED,
+            Self::Refused { .. } | Self::Definition(_) | Self::NoArtifact { .. } => EXIT_UNDEFINED,
             Self::Registry { .. } | Self::Attach { .. } => EXIT_UNPREPARED,
         }
     }
@@ -64,9 +67,23 @@ impl PrepareError {
 pub async fn prepare(name: &Name, bus: &Connection) -> Result<Prepared, PrepareError> {
     let (definition, mut artifacts) = open_vm(name, bus).await?;
     let definition = Definition::parse(name, definition)?;
-    let mut artifact = |kind: &str| artifacts.remove(kind).map(OwnedFd::from);
-    let initramfs = artifact("initramfs").ok_or_else(|| PrepareError::NoInitramfs(name.clone()))?;
-    let kernel = artifact("kernel");
+    let mut artifact = |kind: &'static str, is_needed: bool| {
+        let given = artifacts.remove(kind).map(OwnedFd::from);
+        if is_needed && given.is_none() {
+            return Err(PrepareError::NoArtifact {
+                name: name.clone(),
+                kind,
+            });
+        }
+        Ok(given)
+    };
+    let has_rootfs = definition.rootfs_format.is_some();
+    let initramfs = artifact("initramfs", !has_rootfs)?;
+    let rootfs = artifact("rootfs", has_rootfs)?.filter(|_| has_rootfs);
+    let kernel = match definition.kernel {
+        Kernel::Own => artifact("kernel", true)?,
+        Kernel::Vmlinux | Kernel::BzImage => None,
+    };
     let attach = ask(async || ipam::ManagerProxy::new(bus).await?.attach().await);
     let (attachment, tap) = attach.await.map_err(|source| PrepareError::Attach {
         name: name.clone(),
@@ -75,6 +92,7 @@ pub async fn prepare(name: &Name, bus: &Connection) -> Result<Prepared, PrepareE
     Ok(Prepared {
         definition,
         initramfs,
+        rootfs,
         kernel,
         attachment,
         tap: tap.into(),

@@ -1,6 +1,6 @@
 //! Carries out what [`crate::life`] decides: one VM, from its launch to its end.
 
-use std::{collections::VecDeque, io, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -391,6 +391,7 @@ async fn wait(machine: &mut Option<Running>) -> VmmExit {
 
 /// The same machine once more, with descriptors of its own.
 fn again(spec: &MachineSpec) -> io::Result<MachineSpec> {
+    let clone = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
     let nic = match &spec.nic {
         Some(nic) => Some(Nic {
             tap: nic.tap.try_clone()?,
@@ -403,7 +404,8 @@ fn again(spec: &MachineSpec) -> io::Result<MachineSpec> {
         uuid: spec.uuid.clone(),
         resources: spec.resources,
         kernel: spec.kernel.try_clone()?,
-        initramfs: spec.initramfs.try_clone()?,
+        initramfs: clone(&spec.initramfs)?,
+        rootfs: clone(&spec.rootfs)?,
         nic,
         cid: spec.cid,
         run_dir: spec.run_dir.clone(),

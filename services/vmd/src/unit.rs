@@ -4,7 +4,7 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -21,7 +21,7 @@ use zbus::{Connection, connection};
 use crate::{
     agent::ListenError,
     dbus::{self, Vm},
-    definition::Definition,
+    definition::{Definition, Kernel},
     ended::{EXIT_UNAVAILABLE, EXIT_UNDEFINED, EXIT_UNPREPARED, Ended},
     hypervisor::{MachineSpec, Nic, detect, kernel_image},
     identity::{self, Identity, IdentityError},
@@ -66,8 +66,12 @@ pub enum UnitError {
     Prepare(#[from] PrepareError),
     #[error("cannot take the VM's own identity")]
     Identity(#[from] IdentityError),
-    #[error("cannot open the kernel {}", path.display())]
-    OpenKernel { path: PathBuf, source: io::Error },
+    #[error("cannot open the {what} {}, which the package volant-kernel has", path.display())]
+    OpenBoot {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error(transparent)]
     Kernel(#[from] kernel_image::KernelImageError),
     #[error(transparent)]
@@ -86,7 +90,7 @@ impl UnitError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_)
-            | Self::OpenKernel { .. }
+            | Self::OpenBoot { .. }
             | Self::Kernel(_)
             | Self::Identity(IdentityError::Reserved(_)) => EXIT_UNDEFINED,
             Self::Vmm(_) => EXIT_UNAVAILABLE,
@@ -122,6 +126,7 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
     let Prepared {
         definition,
         initramfs,
+        rootfs,
         kernel,
         attachment,
         tap,
@@ -134,9 +139,13 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
         Identity::Switched => tracing::debug!("this process is user {} now", definition.uid),
         Identity::Kept => tracing::info!("run by hand: the VM keeps this process's user"),
     }
-    let kernel = match kernel {
-        Some(kernel) => checked(kernel.into(), Path::new("of the plugin"))?,
-        None => open_kernel(&config.vm)?,
+    let kernel = open_kernel(kernel, definition.kernel, &config.vm)?;
+    let initramfs = match (initramfs, definition.kernel) {
+        (Some(own), _) => Some(own),
+        (None, Kernel::BzImage) => None,
+        (None, Kernel::Vmlinux | Kernel::Own) => {
+            Some(open("boot initramfs", &config.vm.initramfs)?.into())
+        }
     };
     let choice = detect::choose(definition.vmm, &detect::Facts::gather())?;
     tracing::info!("{}", choice.reason);
@@ -162,6 +171,7 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
             resources: definition.resources,
             kernel: kernel.into(),
             initramfs,
+            rootfs,
             nic: Some(Nic {
                 tap,
                 mac: attachment.mac,
@@ -214,18 +224,30 @@ async fn publish(
     Ok(())
 }
 
-fn open_kernel(config: &VmDefaults) -> Result<File, UnitError> {
-    let path = &config.kernel;
-    let kernel = File::open(path).map_err(|source| UnitError::OpenKernel {
-        path: path.clone(),
-        source,
-    })?;
-    checked(kernel, path)
+/// The plugin's `own` kernel, or the one of the host that was chosen.
+fn open_kernel(
+    own: Option<OwnedFd>,
+    chosen: Kernel,
+    config: &VmDefaults,
+) -> Result<File, UnitError> {
+    let path = match chosen {
+        Kernel::BzImage => config.bzimage.as_path(),
+        Kernel::Vmlinux | Kernel::Own => config.kernel.as_path(),
+    };
+    let (kernel, path) = match own {
+        Some(own) => (own.into(), Path::new("of the plugin")),
+        None => (open("kernel", path)?, path),
+    };
+    kernel_image::check(&kernel, path)?;
+    Ok(kernel)
 }
 
-fn checked(kernel: File, name: &Path) -> Result<File, UnitError> {
-    kernel_image::check(&kernel, name)?;
-    Ok(kernel)
+fn open(what: &'static str, path: &Path) -> Result<File, UnitError> {
+    File::open(path).map_err(|source| UnitError::OpenBoot {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn labels(definition: &Definition) -> Labels {

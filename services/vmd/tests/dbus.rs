@@ -112,8 +112,16 @@ fn read(fd: OwnedFd) -> String {
 #[tokio::test]
 async fn a_vm_gets_its_artifacts_and_its_tap() {
     let registry = FakeRegistry {
-        answer: Ok(definition()),
-        artifacts: vec![("initramfs", "cpio"), ("kernel", "elf")],
+        answer: Ok(VmDefinition {
+            kernel: "own".to_owned(),
+            rootfs_format: "squashfs".to_owned(),
+            ..definition()
+        }),
+        artifacts: vec![
+            ("initramfs", "cpio"),
+            ("kernel", "elf"),
+            ("rootfs", "image"),
+        ],
     };
     let (_server, client) = pair(|builder| {
         builder
@@ -124,15 +132,36 @@ async fn a_vm_gets_its_artifacts_and_its_tap() {
     let prepared = prepare(&"web".parse().unwrap(), &client).await.unwrap();
     assert_eq!(prepared.definition.uid, FIRST_UID);
     assert_eq!(prepared.attachment.cid, 3);
-    assert_eq!(read(prepared.initramfs), "cpio");
+    assert_eq!(read(prepared.initramfs.unwrap()), "cpio");
+    assert_eq!(read(prepared.rootfs.unwrap()), "image");
     assert_eq!(read(prepared.kernel.unwrap()), "elf");
     assert_eq!(read(prepared.tap), "tap");
 }
 
 #[tokio::test]
+async fn a_vm_with_a_root_file_system_needs_no_initramfs_of_its_own() {
+    let registry = FakeRegistry {
+        answer: Ok(VmDefinition {
+            rootfs_format: "raw".to_owned(),
+            ..definition()
+        }),
+        artifacts: vec![("rootfs", "image")],
+    };
+    let (_server, client) = pair(|builder| {
+        builder
+            .serve_at(registry::PATH, registry)
+            .serve_at(ipam::PATH, FakeIpam)
+    })
+    .await;
+    let prepared = prepare(&"web".parse().unwrap(), &client).await.unwrap();
+    assert!(prepared.initramfs.is_none() && prepared.kernel.is_none());
+    assert_eq!(read(prepared.rootfs.unwrap()), "image");
+}
+
+#[tokio::test]
 async fn what_cannot_be_started_is_told_with_a_code_that_says_whether_to_try_again() {
     type Case = (FakeRegistry, &'static str, u8);
-    let cases: [Case; 3] = [
+    let cases: [Case; 5] = [
         (
             FakeRegistry {
                 answer: Err(zbus::fdo::Error::Failed(String::new())),
@@ -147,6 +176,28 @@ async fn what_cannot_be_started_is_told_with_a_code_that_says_whether_to_try_aga
                 artifacts: Vec::new(),
             },
             "gave no initramfs for VM 'web'",
+            78,
+        ),
+        (
+            FakeRegistry {
+                answer: Ok(VmDefinition {
+                    rootfs_format: "erofs".to_owned(),
+                    ..definition()
+                }),
+                artifacts: vec![("initramfs", "cpio")],
+            },
+            "gave no rootfs for VM 'web'",
+            78,
+        ),
+        (
+            FakeRegistry {
+                answer: Ok(VmDefinition {
+                    kernel: "own".to_owned(),
+                    ..definition()
+                }),
+                artifacts: vec![("initramfs", "cpio")],
+            },
+            "gave no kernel for VM 'web'",
             78,
         ),
         (

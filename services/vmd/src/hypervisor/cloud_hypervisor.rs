@@ -1,6 +1,6 @@
 //! Cloud Hypervisor: one process per VM, told over its REST API what to run.
 //!
-//! It gets kernel, initramfs, API socket and event pipe as open descriptors, and the tap with `vm.add-net`. It makes
+//! It gets kernel, initramfs, root, API socket and event pipe as open descriptors, and the tap with `vm.add-net`. It makes
 //! the serial console's and the vsock's sockets in the run folder, and opens `/dev/kvm` and `/dev/urandom`.
 
 mod api;
@@ -86,7 +86,10 @@ impl CloudHypervisor {
             uuid: &spec.uuid,
             resources: spec.resources,
             kernel: inherit(&mut command, spec.kernel),
-            initramfs: inherit(&mut command, spec.initramfs),
+            initramfs: spec
+                .initramfs
+                .map(|initramfs| inherit(&mut command, initramfs)),
+            rootfs: spec.rootfs.map(|rootfs| inherit(&mut command, rootfs)),
             serial: &serial,
             cid: spec.cid,
             vsock: &spec.vsock,

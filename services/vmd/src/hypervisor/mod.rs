@@ -25,6 +25,9 @@ use async_trait::async_trait;
 use tokio::net::UnixStream;
 use volant_spec::{Name, Resources};
 
+/// How the guest finds the disk that is its root.
+pub const ROOTFS_SERIAL: &str = "rootfs";
+
 /// What a VMM is asked to run.
 #[derive(Debug)]
 pub struct MachineSpec {
@@ -33,7 +36,10 @@ pub struct MachineSpec {
     pub resources: Resources,
     /// Open for reading. A VMM opens it again by `/proc/self/fd/N`, as the store's folder is closed to it.
     pub kernel: OwnedFd,
-    pub initramfs: OwnedFd,
+    /// Absent: the kernel has one in it.
+    pub initramfs: Option<OwnedFd>,
+    /// A file system that becomes a read-only disk with the serial number [`ROOTFS_SERIAL`]; other machines may have it too.
+    pub rootfs: Option<OwnedFd>,
     /// Absent: no network.
     pub nic: Option<Nic>,
     /// The guest's vsock context id.

@@ -1,7 +1,7 @@
 //! QEMU's `microvm` machine, with vhost-device-vsock as its vsock.
 //!
-//! QEMU gets all that it talks to as open descriptors: console, monitor, tap, kernel, initramfs and the connection
-//! to vhost-device-vsock. It opens nothing by a name but `/dev/kvm`.
+//! QEMU gets all that it talks to as open descriptors: console, monitor, tap, kernel, initramfs, root and the
+//! connection to vhost-device-vsock. It opens nothing by a name but `/dev/kvm`.
 
 mod arguments;
 mod vsock;
@@ -93,7 +93,10 @@ impl Qemu {
             accel: self.accel,
             tsc_khz,
             kernel: inherit(&mut command, spec.kernel),
-            initramfs: inherit(&mut command, spec.initramfs),
+            initramfs: spec
+                .initramfs
+                .map(|initramfs| inherit(&mut command, initramfs)),
+            rootfs: spec.rootfs.map(|rootfs| inherit(&mut command, rootfs)),
             console: inherit(&mut command, console_end),
             monitor: inherit(&mut command, monitor_end),
             vsock: inherit(&mut command, vsock),

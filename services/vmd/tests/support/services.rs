@@ -64,7 +64,10 @@ pub fn definition() -> VmDefinition {
         entrypoint: vec!["/usr/bin/caddy".to_owned()],
         env: HashMap::new(),
         workdir: "/".to_owned(),
+        user: String::new(),
         stop_signal: "SIGTERM".to_owned(),
         stop_grace_ms: 10_000,
+        kernel: "vmlinux".to_owned(),
+        rootfs_format: String::new(),
     }
 }

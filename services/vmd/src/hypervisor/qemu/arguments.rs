@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 
 use volant_spec::{Name, Resources};
 
-use crate::hypervisor::detect::Accel;
+use crate::hypervisor::{ROOTFS_SERIAL, detect::Accel};
 
 /// QEMU's own memory for translated code, in MiB. Its default grows with the host, and a guest can fill it.
 const TRANSLATED_CODE: u32 = 256;
@@ -19,7 +19,8 @@ pub(super) struct Plan<'a> {
     /// The rate of the host's time stamp counter, which an emulated guest's follows.
     pub tsc_khz: Option<u64>,
     pub kernel: RawFd,
-    pub initramfs: RawFd,
+    pub initramfs: Option<RawFd>,
+    pub rootfs: Option<RawFd>,
     pub console: RawFd,
     pub monitor: RawFd,
     pub vsock: RawFd,
@@ -72,7 +73,9 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
     );
     add("-kernel", format!("/proc/self/fd/{}", plan.kernel));
-    add("-initrd", format!("/proc/self/fd/{}", plan.initramfs));
+    if let Some(initramfs) = plan.initramfs {
+        add("-initrd", format!("/proc/self/fd/{initramfs}"));
+    }
     add("-append", kernel_command_line(plan.tsc_khz));
     add("-chardev", format!("socket,id=console,fd={}", plan.console));
     add("-serial", "chardev:console".to_owned());
@@ -84,6 +87,20 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
         "vhost-user-vsock-device,chardev=vsock".to_owned(),
     );
     add("-device", "virtio-rng-device".to_owned());
+    if let Some(rootfs) = plan.rootfs {
+        // Said to be raw, never guessed: what the image begins with is not ours. Other machines read it too: no locks.
+        add(
+            "-blockdev",
+            format!(
+                "driver=raw,node-name=rootfs,read-only=on,file.driver=file,file.filename=/proc/self/fd/{rootfs},\
+                 file.locking=off,file.aio=threads"
+            ),
+        );
+        add(
+            "-device",
+            format!("virtio-blk-device,drive=rootfs,serial={ROOTFS_SERIAL}"),
+        );
+    }
     if let Some((tap, mac)) = plan.nic {
         add("-netdev", format!("tap,id=net,fd={tap},vhost=off"));
         add(
@@ -104,21 +121,30 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn text(accel: Accel, tsc_khz: Option<u64>, nic: Option<(RawFd, &str)>) -> String {
-        arguments(&Plan {
-            name: &"web".parse().unwrap(),
+    fn plan<'a>(
+        name: &'a Name,
+        accel: Accel,
+        tsc_khz: Option<u64>,
+        nic: Option<(RawFd, &'a str)>,
+    ) -> Plan<'a> {
+        Plan {
+            name,
             uuid: "0190b6a0-0000-7000-8000-000000000001",
             resources: Resources::new(2, 512).unwrap(),
             accel,
             tsc_khz,
             kernel: 10,
-            initramfs: 11,
+            initramfs: Some(11),
+            rootfs: None,
             console: 12,
             monitor: 13,
             vsock: 14,
             nic,
-        })
-        .join(" ")
+        }
+    }
+
+    fn text(accel: Accel, tsc_khz: Option<u64>, nic: Option<(RawFd, &str)>) -> String {
+        arguments(&plan(&"web".parse().unwrap(), accel, tsc_khz, nic)).join(" ")
     }
 
     #[test]
@@ -147,6 +173,24 @@ mod tests {
             !virtual_.contains("net") && !virtual_.contains("tsc"),
             "{virtual_}"
         );
+    }
+
+    #[test]
+    fn a_root_is_a_read_only_disk_that_is_found_by_its_serial_number() {
+        let name = "web".parse().unwrap();
+        let mut plan = plan(&name, Accel::Kvm, None, None);
+        assert!(!arguments(&plan).join(" ").contains("blk"));
+        plan.rootfs = Some(16);
+        plan.initramfs = None;
+        let text = arguments(&plan).join(" ");
+        for part in [
+            "-blockdev driver=raw,node-name=rootfs,read-only=on,file.driver=file,file.filename=/proc/self/fd/16,\
+             file.locking=off,file.aio=threads",
+            "-device virtio-blk-device,drive=rootfs,serial=rootfs",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("-initrd"), "{text}");
     }
 
     #[test]
