@@ -10,6 +10,7 @@ use std::{
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
+use volant_layers::{Content, Tree};
 use volant_spec::{Digest, Manifest, manifest::Artifact};
 
 use crate::{
@@ -18,7 +19,6 @@ use crate::{
     gather::{self, GatherError},
     initramfs::{self, ArchiveError},
     recipe::{Recipe, RecipeError},
-    tree::{Content, Tree},
 };
 
 /// No recipe is larger.
@@ -78,7 +78,9 @@ pub enum BuildError {
 /// Anything that keeps the plugin from being whole; nothing is left in the output folder then.
 pub fn build(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Built, BuildError> {
     let recipe = read_recipe(&options.recipe)?;
-    let mut tree = Tree::with_agent(kestrel(&options.kestrel)?);
+    let mut tree = Tree::new();
+    initramfs::add_agent(&mut tree, kestrel(&options.kestrel)?)
+        .expect("nothing else is in the tree");
     let folder = options.recipe.parent().unwrap_or(Path::new(""));
     for mapping in &recipe.mappings {
         gather::gather(&mut tree, folder, mapping)?;
@@ -195,11 +197,11 @@ fn compress(
         .mtime(0)
         .write(measured, Compression::new(6));
     let (mut done, total) = (0, tree.size());
-    let packed = initramfs::write(tree, packed, &mut |bytes| {
+    let written = initramfs::write(tree, &[], packed, &mut |bytes| {
         done += bytes;
         progress(done, total);
     })?;
-    let mut measured = packed.finish().map_err(failed)?;
+    let mut measured = written.out.finish().map_err(failed)?;
     measured.flush().map_err(failed)?;
     Ok((
         Digest::from_bytes(measured.hash.finalize().into()),

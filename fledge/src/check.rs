@@ -6,10 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    elf::{self, Program},
-    tree::{Content, Node, Tree},
-};
+use volant_layers::{Content, Kind, Tree};
+
+use crate::elf::{self, Program};
 
 /// Why the guest could not start the workload.
 #[derive(Debug, thiserror::Error)]
@@ -41,35 +40,38 @@ pub fn entrypoint(tree: &Tree, program: &str) -> Result<(), CheckError> {
         return Ok(());
     }
     let path = PathBuf::from(program);
-    let (mode, content) = match tree.find(&path) {
-        Some(Node::File { mode, content }) => (mode, content),
-        Some(_) => return Err(CheckError::NoFile(path)),
-        None => return Err(CheckError::Missing(path)),
+    let inode = tree
+        .find(&path)
+        .ok_or_else(|| CheckError::Missing(path.clone()))?;
+    let Kind::File(content) = &inode.kind else {
+        return Err(CheckError::NoFile(path));
     };
-    if mode & 0o111 == 0 {
+    if inode.meta.mode & 0o111 == 0 {
         return Err(CheckError::Mode(path));
     }
     match started_by(content, &path)? {
-        Program::Static => Ok(()),
-        Program::Dynamic(interpreter) | Program::Script(interpreter) => {
-            match tree.find(&interpreter) {
-                Some(Node::File { .. }) => Ok(()),
+        None | Some(Program::Static) => Ok(()),
+        Some(Program::Dynamic(interpreter) | Program::Script(interpreter)) => {
+            match tree.find(&interpreter).map(|found| &found.kind) {
+                Some(Kind::File(_)) => Ok(()),
                 _ => Err(CheckError::Interpreter {
                     program: path,
                     interpreter,
                 }),
             }
         }
-        Program::Foreign | Program::Unknown => Err(CheckError::NoProgram(path)),
+        Some(Program::Foreign | Program::Unknown) => Err(CheckError::NoProgram(path)),
     }
 }
 
-fn started_by(content: &Content, guest_path: &Path) -> Result<Program, CheckError> {
+/// How the kernel starts a program; nothing for one in a layer, which is not read a third time for it.
+fn started_by(content: &Content, guest_path: &Path) -> Result<Option<Program>, CheckError> {
     let (read, path) = match content {
+        Content::Layer { .. } => return Ok(None),
         Content::Bytes(bytes) => (elf::program(Cursor::new(bytes)), guest_path),
         Content::File { path, .. } => (File::open(path).and_then(elf::program), path.as_path()),
     };
-    read.map_err(|source| CheckError::Read {
+    read.map(Some).map_err(|source| CheckError::Read {
         path: path.to_owned(),
         source,
     })
@@ -77,15 +79,14 @@ fn started_by(content: &Content, guest_path: &Path) -> Result<Program, CheckErro
 
 #[cfg(test)]
 mod tests {
+    use volant_layers::Inode;
+
     use super::*;
 
     fn tree(mode: u32, bytes: &[u8]) -> Tree {
-        let mut tree = Tree::with_agent(Content::Bytes(Vec::new()));
-        let node = Node::File {
-            mode,
-            content: Content::Bytes(bytes.to_vec()),
-        };
-        tree.insert(Path::new("/bin/app"), node).unwrap();
+        let mut tree = Tree::new();
+        let program = Inode::file(mode, Content::Bytes(bytes.to_vec()));
+        tree.insert(Path::new("/bin/app"), program).unwrap();
         tree
     }
 

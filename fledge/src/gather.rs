@@ -4,14 +4,13 @@
 use std::{
     fs::{self, Metadata},
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use crate::{
-    recipe::{FileMapping, Mode},
-    tree::{Content, Node, Tree, TreeError},
-};
+use volant_layers::{Content, Inode, Tree, TreeError};
+
+use crate::recipe::{FileMapping, Mode};
 
 /// Why a mapping could not be followed.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +21,10 @@ pub enum GatherError {
     Special(PathBuf),
     #[error("{} is a folder, and mode is for a file; files in it keep their own x bit", .0.display())]
     ModeOfFolder(PathBuf),
+    #[error(
+        "cannot map {}: /init is the agent of the guest, kestrel; choose another place", .0.display()
+    )]
+    Agent(PathBuf),
     #[error("cannot map {}", source_path.display())]
     Place {
         source_path: PathBuf,
@@ -64,7 +67,7 @@ fn gather_folder(
     } else {
         0o1777
     };
-    place(tree, dest, Node::Directory { mode }, source)?;
+    place(tree, dest, Inode::directory(mode), source)?;
     let mut entries = fs::read_dir(source)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)
         .map_err(|error| read_error(source, error))?;
@@ -79,7 +82,8 @@ fn gather_folder(
             gather_folder(tree, &source, &dest, &found)?;
         } else if found.is_symlink() {
             let target = fs::read_link(&source).map_err(|error| read_error(&source, error))?;
-            place(tree, &dest, Node::Symlink { target }, &source)?;
+            let link = Inode::symlink(target.as_os_str().as_bytes());
+            place(tree, &dest, link, &source)?;
         } else if found.is_file() {
             place(tree, &dest, file(&source, &found, None), &source)?;
         } else {
@@ -89,22 +93,29 @@ fn gather_folder(
     Ok(())
 }
 
-fn file(source: &Path, found: &Metadata, mode: Option<Mode>) -> Node {
+fn file(source: &Path, found: &Metadata, mode: Option<Mode>) -> Inode {
     let executable = found.permissions().mode() & 0o100 != 0;
     let mode = mode.map_or(if executable { 0o755 } else { 0o644 }, |mode| mode.0);
-    Node::File {
-        mode,
-        content: Content::File {
-            path: source.to_owned(),
-            size: found.len(),
-        },
-    }
+    let content = Content::File {
+        path: source.to_owned(),
+        size: found.len(),
+    };
+    Inode::file(mode, content)
 }
 
-fn place(tree: &mut Tree, dest: &Path, node: Node, source: &Path) -> Result<(), GatherError> {
-    tree.insert(dest, node).map_err(|error| GatherError::Place {
-        source_path: source.to_owned(),
-        source: error,
+fn place(tree: &mut Tree, dest: &Path, inode: Inode, source: &Path) -> Result<(), GatherError> {
+    tree.insert(dest, inode).map_err(|error| {
+        let agent = tree.get(b"init");
+        let there = tree.find(dest);
+        match (error, agent.zip(there)) {
+            (TreeError::Taken(_), Some((agent, there))) if std::ptr::eq(agent, there) => {
+                GatherError::Agent(source.to_owned())
+            }
+            (error, _) => GatherError::Place {
+                source_path: source.to_owned(),
+                source: error,
+            },
+        }
     })
 }
 

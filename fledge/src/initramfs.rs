@@ -1,68 +1,78 @@
 //! An initramfs from a tree: the same tree gives the same bytes, on any day and in any folder.
 
-use std::{fs::File, io::Write, path::Path};
-
-use crate::{
-    newc::Archive,
-    tree::{Content, Node, Tree},
+use std::{
+    io::{self, Write},
+    path::Path,
 };
 
-pub use crate::newc::ArchiveError;
+use volant_layers::{Content, EmitError, Inode, Kind, Layer, Tree, TreeError};
+
+use crate::newc::Archive;
+
+/// Why an archive could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error(transparent)]
+    Tree(#[from] EmitError),
+    #[error("cannot write the archive")]
+    Write(#[source] io::Error),
+}
+
+/// An archive that is whole.
+#[derive(Debug)]
+pub struct Written<W> {
+    pub out: W,
+    /// Programs that have file capabilities in the tree and cannot have them in an initramfs.
+    pub powerless: Vec<String>,
+}
+
+/// Puts in what every guest has: its folders, a console for its PID 1, and kestrel as `/init`. Folders that are
+/// there already, as from an image, stay.
+///
+/// # Errors
+/// Something is there that cannot be replaced.
+pub fn add_agent(tree: &mut Tree, kestrel: Content) -> Result<(), TreeError> {
+    // Without the console the kernel starts /init with no standard streams, before /dev can be mounted.
+    let console = Kind::CharDevice { major: 5, minor: 1 };
+    for (path, inode) in [
+        ("/dev", Inode::directory(0o755)),
+        ("/dev/console", Inode::new(0o600, console)),
+        ("/etc", Inode::directory(0o755)),
+        ("/init", Inode::file(0o755, kestrel)),
+        ("/proc", Inode::directory(0o555)),
+        ("/root", Inode::directory(0o700)),
+        ("/run", Inode::directory(0o755)),
+        ("/sys", Inode::directory(0o555)),
+        ("/tmp", Inode::directory(0o1777)),
+    ] {
+        tree.insert(Path::new(path), inode)?;
+    }
+    Ok(())
+}
 
 /// kestrel alone, not compressed: what the kernel package bakes into its `bzImage`.
 ///
 /// # Errors
 /// kestrel has 4 GiB or more.
 pub fn boot(kestrel: &[u8]) -> Result<Vec<u8>, ArchiveError> {
-    write(
-        &Tree::with_agent(Content::Bytes(kestrel.to_vec())),
-        Vec::new(),
-        &mut |_| (),
-    )
+    let mut tree = Tree::new();
+    add_agent(&mut tree, Content::Bytes(kestrel.to_vec())).expect("nothing else is there");
+    write(&tree, &[], Vec::new(), &mut |_| ()).map(|written| written.out)
 }
 
-/// Writes the tree as a cpio archive; `progress` is called with the bytes of each finished file.
+/// Writes the tree, merged from `layers` and more, as a cpio archive; `progress` is called with the bytes of
+/// files that were read since the last call.
 ///
 /// # Errors
 /// A file cannot be read, or the archive cannot be written.
 pub fn write<W: Write>(
     tree: &Tree,
+    layers: &[&dyn Layer],
     out: W,
     progress: &mut dyn FnMut(u64),
-) -> Result<W, ArchiveError> {
+) -> Result<Written<W>, ArchiveError> {
     let mut archive = Archive::new(out);
-    for (path, node) in tree.iter() {
-        match node {
-            Node::Directory { mode } => archive.directory(path, *mode)?,
-            Node::Symlink { target } => archive.symlink(path, target)?,
-            Node::CharDevice { mode, major, minor } => {
-                archive.char_device(path, *mode, (*major, *minor))?;
-            }
-            Node::File { mode, content } => progress(file(&mut archive, path, *mode, content)?),
-        }
-    }
-    archive.finish()
-}
-
-fn file<W: Write>(
-    archive: &mut Archive<W>,
-    path: &Path,
-    mode: u32,
-    content: &Content,
-) -> Result<u64, ArchiveError> {
-    match content {
-        Content::Bytes(bytes) => {
-            let size = bytes.len() as u64;
-            archive.file(path, mode, size, bytes.as_slice(), path)?;
-            Ok(size)
-        }
-        Content::File { path: source, size } => {
-            let file = File::open(source).map_err(|error| ArchiveError::Read {
-                path: source.clone(),
-                source: error,
-            })?;
-            archive.file(path, mode, *size, file, source)?;
-            Ok(*size)
-        }
-    }
+    tree.emit(layers, &mut archive, progress)?;
+    let (out, powerless) = archive.finish().map_err(ArchiveError::Write)?;
+    Ok(Written { out, powerless })
 }

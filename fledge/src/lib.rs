@@ -1,7 +1,7 @@
 //! Builds plugins: files in, a bootable artifact and its manifest out. Never needs root.
 //!
-//! [`recipe`] reads `fledge.toml`, [`tree`] decides what the guest's root holds, [`gather`] fills it from
-//! files, [`initramfs`] writes it down byte for byte reproducibly, and [`build`] does all of it in order.
+//! [`recipe`] reads `fledge.toml`, [`gather`] fills a tree from files, [`initramfs`] writes it down byte for
+//! byte reproducibly, and [`build`] does all of it in order.
 
 pub mod build;
 mod check;
@@ -14,7 +14,6 @@ pub mod local;
 mod newc;
 pub mod recipe;
 pub mod sign;
-pub mod tree;
 pub mod verify;
 
 pub use build::{BuildError, Built, Options, build};

@@ -234,7 +234,7 @@ impl Merger {
                 })
             }
             What::Symlink(target) => {
-                if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) {
+                if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
                     return Err(Refusal::Target.into());
                 }
                 Kind::Symlink(target.into())

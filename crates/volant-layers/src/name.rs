@@ -1,7 +1,7 @@
 //! Names from archives: which are taken, and how they are shown.
 
-/// `PATH_MAX` of Linux.
-pub(crate) const MAX_PATH: usize = 4096;
+/// `PATH_MAX` of Linux, without the NUL.
+pub(crate) const MAX_PATH: usize = 4095;
 /// `NAME_MAX` of Linux.
 pub(crate) const MAX_NAME: usize = 255;
 
@@ -16,7 +16,7 @@ pub enum NameError {
     Absolute,
     #[error("its name has \"..\" in it, and could leave the root")]
     Above,
-    #[error("its name is longer than the 4096 bytes of a path or the 255 of a name")]
+    #[error("its name is longer than the 4095 bytes of a path or the 255 of a name")]
     TooLong,
 }
 
@@ -115,7 +115,7 @@ mod tests {
             assert_eq!(found.as_deref(), expected.as_deref(), "{}", shown(name));
         }
         assert_eq!(relative(&[b'a'; 256]), Err(NameError::TooLong));
-        assert_eq!(relative(&b"a/".repeat(2049)), Err(NameError::TooLong));
+        assert_eq!(relative(&b"a/".repeat(2048)), Err(NameError::TooLong));
     }
 
     #[test]

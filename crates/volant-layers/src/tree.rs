@@ -16,6 +16,9 @@ use crate::{
 /// The links that are followed for one path, as in the kernel.
 const MAX_LINKS: usize = 40;
 
+/// What is inserted counts as a layer above all others.
+const INSERTED: u32 = u32::MAX;
+
 /// The root of a file system. Paths in it are relative to the root, which is itself at the empty path; a
 /// folder stands before what is in it. Paths that share an inode are hard links.
 #[derive(Clone, Debug)]
@@ -34,12 +37,8 @@ struct Node {
 /// Why something cannot stand where it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
-    #[error("two things are to be at {}", path.display())]
-    Taken {
-        path: PathBuf,
-        /// Where the path leads to, relative to the root.
-        key: Vec<u8>,
-    },
+    #[error("two things are to be at {}", .0.display())]
+    Taken(PathBuf),
     #[error("{} is no folder, so nothing can be in it", .0.display())]
     NoFolder(PathBuf),
     #[error("the symbolic links of {} lead nowhere", .0.display())]
@@ -91,29 +90,37 @@ impl Tree {
         tree
     }
 
-    /// Puts an inode at an absolute path; folders above it come by themselves. A folder that is there already
-    /// stays as it is.
+    /// Puts an inode at an absolute path, over what layers have there; folders above it come by themselves. A
+    /// folder that is there already stays as it is.
     ///
     /// # Errors
-    /// Something else is there already, or a part of the path is no folder.
+    /// Something was inserted there already, a folder is there or is to replace something else, or a part of the
+    /// path is no folder.
     pub fn insert(&mut self, path: &Path, inode: Inode) -> Result<(), TreeError> {
         let Some(last) = path.file_name() else {
             return if inode.is_directory() {
                 Ok(())
             } else {
-                Err(taken(path, &[]))
+                Err(TreeError::Taken(path.to_owned()))
             };
         };
         let mut key = self.folder(path, path.parent().unwrap_or(path))?;
         name::push(&mut key, last.as_bytes());
-        match self.get(&key).map(|there| &there.kind) {
-            None => {
-                self.set(&key, Arc::new(inode), 0);
+        let there = self.nodes.get(&*key);
+        match there.map(|node| (&node.inode.kind, node.layer)) {
+            Some((Kind::Directory, _)) if inode.is_directory() => Ok(()),
+            Some((Kind::Symlink(_), _)) if inode.is_directory() => {
+                self.folder(path, path).map(|_| ())
+            }
+            Some((kind, layer))
+                if layer == INSERTED || inode.is_directory() || *kind == Kind::Directory =>
+            {
+                Err(TreeError::Taken(path.to_owned()))
+            }
+            _ => {
+                self.put(&key, Arc::new(inode), INSERTED);
                 Ok(())
             }
-            Some(Kind::Directory) if inode.is_directory() => Ok(()),
-            Some(Kind::Symlink(_)) if inode.is_directory() => self.folder(path, path).map(|_| ()),
-            Some(_) => Err(taken(path, &key)),
         }
     }
 
@@ -274,7 +281,7 @@ impl Tree {
         if walk.key.len() > MAX_PATH {
             return Err(TreeError::Links(path.to_owned()));
         }
-        self.make_folders(&walk.key, walk.found, 0);
+        self.make_folders(&walk.key, walk.found, INSERTED);
         Ok(walk.key)
     }
 
@@ -315,13 +322,6 @@ impl Tree {
     }
 }
 
-fn taken(path: &Path, key: &[u8]) -> TreeError {
-    TreeError::Taken {
-        path: path.to_owned(),
-        key: key.to_vec(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -358,7 +358,7 @@ mod tests {
         tree.insert(at("/a"), file("1")).unwrap();
         for path in ["/a", "/tmp", "/"] {
             let error = tree.insert(at(path), file("2")).unwrap_err();
-            assert_eq!(error, taken(at(path), &path.as_bytes()[1..]));
+            assert_eq!(error, TreeError::Taken(path.into()));
         }
         assert_eq!(
             tree.insert(at("/a/b"), file("2")),

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Archive, Seen, borrowed, chain, merged};
-use volant_layers::{Limits, merge};
+use volant_layers::{Content, Inode, Limits, TarSink, Tree, TreeError, merge};
 
 fn layer() -> Archive {
     Archive::new()
@@ -386,8 +386,8 @@ fn everything_comes_in_an_order_that_archives_need() {
     ];
     let mut tree = merged(&layers).unwrap();
     for (path, content) in [("/y", "y"), ("/b/x", "x")] {
-        let content = volant_layers::Content::Bytes(content.into());
-        tree.insert(path.as_ref(), volant_layers::Inode::file(0o644, content))
+        let content = Content::Bytes(content.into());
+        tree.insert(path.as_ref(), Inode::file(0o644, content))
             .unwrap();
     }
     let order = ["", "b", "d", "s", "b/x", "y", "d/g", "z", "d/f", "a"];
@@ -395,6 +395,55 @@ fn everything_comes_in_an_order_that_archives_need() {
     let mut layers = borrowed(&layers);
     layers[1] = &NoLayer;
     assert_eq!(Seen::emitted(&tree, &layers).order, order);
+}
+
+#[test]
+fn what_is_inserted_is_over_the_layers() {
+    let layers = [base().symlink("l", "b").symlink("d", "a")];
+    let mut tree = merged(&layers).unwrap();
+    let file = |text: &str| Inode::file(0o644, Content::Bytes(text.into()));
+    for (path, inode) in [
+        ("/b", file("new")),
+        ("/l", file("no link")),
+        ("/d/x", file("new")),
+        ("/d", Inode::directory(0o700)),
+        ("/a", Inode::directory(0o700)),
+    ] {
+        tree.insert(path.as_ref(), inode).unwrap();
+    }
+    for path in ["/b", "/a/x", "/a/d"] {
+        let error = tree.insert(path.as_ref(), file("again")).unwrap_err();
+        assert_eq!(error, TreeError::Taken(path.into()));
+    }
+    let error = tree.insert("/a/d/y".as_ref(), Inode::directory(0o755));
+    assert_eq!(error, Err(TreeError::Taken("/a/d/y".into())));
+    let expected = [
+        "a d",
+        "a/d d",
+        "a/d/y f'y'",
+        "a/x f'new'",
+        "b f'new'",
+        "d l->a",
+        "l f'no link'",
+    ];
+    assert_eq!(Seen::emitted(&tree, &borrowed(&layers)).listing(), expected);
+}
+
+#[test]
+fn a_file_of_the_host_that_changes_its_size_is_noticed() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "1234").unwrap();
+    for size in [3, 5] {
+        let mut tree = Tree::new();
+        let path = file.path().to_owned();
+        let content = Content::File { path, size };
+        tree.insert("/f".as_ref(), Inode::file(0o644, content))
+            .unwrap();
+        let mut sink = TarSink::new(std::io::sink());
+        let error = tree.emit(&[], &mut sink, &mut |_| ()).unwrap_err();
+        let expected = format!("{} changed while it was read", file.path().display());
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 struct NoLayer;

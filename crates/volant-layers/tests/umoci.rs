@@ -17,7 +17,7 @@ use std::{
 
 use common::{Archive, Seen, borrowed, describe, merged, quoted};
 use rustix::fs::{lgetxattr, llistxattr};
-use volant_layers::{Inode, Kind, Metadata};
+use volant_layers::{Inode, Kind, Limits, Metadata, TarSink};
 
 const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
@@ -297,6 +297,35 @@ fn layers_are_merged_as_umoci_unpacks_them() {
         let found = &found[path];
         assert_eq!(found, expected, "/{path}");
     }
+}
+
+#[test]
+fn what_is_written_is_unpacked_by_gnu_tar_as_it_was() {
+    assert!(
+        fs::metadata("/proc/self").unwrap().uid() == 0,
+        "this test compares owners and devices: run it as root"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let layers = layers(folder.path());
+    let layers = borrowed(&layers);
+    let tree = volant_layers::merge(&layers, &Limits::default()).unwrap();
+    let archive = folder.path().join("root.tar");
+    let mut sink = TarSink::new(File::create(&archive).unwrap());
+    tree.emit(&layers, &mut sink, &mut |_| ()).unwrap();
+    sink.finish().unwrap();
+
+    let root = folder.path().join("root");
+    fs::create_dir(&root).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args([
+        "--xattrs",
+        "--xattrs-include=*",
+        "--numeric-owner",
+        "--delay-directory-restore",
+        "-xpf",
+    ]);
+    run(tar.arg(&archive).arg("-C").arg(&root));
+    assert_eq!(Seen::emitted(&tree, &layers).paths, unpacked(&root));
 }
 
 #[test]
