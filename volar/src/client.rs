@@ -3,9 +3,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, header};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
-use volant_spec::{Digest, Name, config::Vmm};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use volant_spec::{Digest, Name, PluginRef, config::Vmm};
 
 use crate::{
     args::Host,
@@ -32,7 +32,7 @@ pub struct Client {
 #[derive(Debug, Serialize)]
 pub struct NewVm {
     pub name: Name,
-    pub plugin: Name,
+    pub plugin: PluginRef,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_cores: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,13 +53,27 @@ pub enum Change {
     Disable,
 }
 
-/// Where the API gets a manifest.
+/// A plugin to install.
+#[derive(Debug, Serialize)]
+pub struct NewPlugin {
+    #[serde(flatten)]
+    pub source: Source,
+    /// Of a manifest that is sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_downgrade: bool,
+}
+
+/// Where the API gets a plugin.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// As its author wrote it.
-    Manifest(Box<RawValue>),
+    /// As its author wrote it, every byte.
+    Manifest(String),
     ManifestUrl(String),
+    OciReference(String),
+    Name(PluginRef),
 }
 
 /// How far an artifact is.
@@ -73,9 +87,17 @@ pub struct Progress {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Line {
+enum InstallLine {
     Progress(Progress),
     Plugin(Value),
+    Problem(Problem),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum VerifyLine {
+    Checked(Value),
+    End(serde::de::IgnoredAny),
     Problem(Problem),
 }
 
@@ -136,17 +158,65 @@ impl Client {
         self.json(self.get("/plugins")).await
     }
 
-    pub async fn plugin(&self, name: &Name) -> Result<Value, Failure> {
-        self.json(self.get(&format!("/plugins/{name}"))).await
+    pub async fn plugin(&self, plugin: &PluginRef) -> Result<Value, Failure> {
+        self.json(self.get(&format!("/plugins/{plugin}"))).await
     }
 
-    pub async fn remove_plugin(&self, name: &Name) -> Result<(), Failure> {
-        self.send(
-            self.request(Method::DELETE, &format!("/plugins/{name}"))
-                .timeout(LOOK),
-        )
-        .await?;
+    /// The manifest's own bytes.
+    pub async fn manifest(&self, plugin: &PluginRef) -> Result<Vec<u8>, Failure> {
+        let request = self.get(&format!("/plugins/{plugin}/manifest"));
+        let response = self.send(request).await?;
+        let bytes = response.bytes().await.map_err(|error| self.failed(error))?;
+        Ok(bytes.into())
+    }
+
+    /// Gives the versions that it was about.
+    pub async fn enable_plugin(&self, plugin: &PluginRef, enabled: bool) -> Result<Value, Failure> {
+        let verb = if enabled { "enable" } else { "disable" };
+        let request = self.request(Method::POST, &format!("/plugins/{plugin}/{verb}"));
+        self.json(request.timeout(LOOK)).await
+    }
+
+    pub async fn remove_plugin(&self, plugin: &PluginRef, all: bool) -> Result<(), Failure> {
+        let query = if all { "?all_versions=true" } else { "" };
+        let request = self.request(Method::DELETE, &format!("/plugins/{plugin}{query}"));
+        self.send(request.timeout(LOOK)).await?;
         Ok(())
+    }
+
+    /// Has a plugin, or all of them, read again; tells each part as it is found.
+    pub async fn verify(
+        &self,
+        plugin: Option<&PluginRef>,
+        found: &mut dyn FnMut(Value) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let path = match plugin {
+            Some(plugin) => format!("/plugins/{plugin}/verify"),
+            None => "/registry/verify".to_owned(),
+        };
+        let mut lines = self.lines(self.request(Method::POST, &path)).await?;
+        loop {
+            match lines.next().await? {
+                Some(VerifyLine::Checked(part)) => found(part)?,
+                Some(VerifyLine::End(_)) => return Ok(()),
+                Some(VerifyLine::Problem(problem)) => return Err(problem.into()),
+                None => return Err(unfinished("verification")),
+            }
+        }
+    }
+
+    pub async fn collect_garbage(&self) -> Result<Value, Failure> {
+        let request = self.request(Method::POST, "/registry/gc").timeout(WAIT);
+        self.json(request).await
+    }
+
+    pub async fn search(&self, text: &str) -> Result<Value, Failure> {
+        let request = self.get("/index/search").query(&[("q", text)]);
+        self.json(request).await
+    }
+
+    pub async fn trust(&self) -> Result<Value, Failure> {
+        self.json(self.get("/trust")).await
     }
 
     /// Whether the store has an artifact already.
@@ -177,36 +247,29 @@ impl Client {
     /// Installs a plugin; gives it once it is there.
     pub async fn install(
         &self,
-        source: &Source,
+        plugin: &NewPlugin,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Value, Failure> {
-        let request = self
-            .request(Method::POST, "/plugins")
-            .header(header::ACCEPT, "application/x-ndjson")
-            .json(source);
-        let mut response = self.send(request).await?;
-        let mut received = Vec::new();
+        let request = self.request(Method::POST, "/plugins").json(plugin);
+        let mut lines = self.lines(request).await?;
         loop {
-            while let Some(end) = received.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = received.drain(..=end).collect();
-                match serde_json::from_slice(&line).map_err(|error| not_understood(&error))? {
-                    Line::Progress(step) => progress(&step),
-                    Line::Plugin(plugin) => return Ok(plugin),
-                    Line::Problem(problem) => return Err(problem.into()),
-                }
-            }
-            if received.len() > MAX_LINE {
-                return Err(Failure::Answer("a line without an end".to_owned()));
-            }
-            match response.chunk().await.map_err(|error| self.failed(error))? {
-                Some(chunk) => received.extend_from_slice(&chunk),
-                None => {
-                    return Err(Failure::Answer(
-                        "it did not say how the install ended".to_owned(),
-                    ));
-                }
+            match lines.next().await? {
+                Some(InstallLine::Progress(step)) => progress(&step),
+                Some(InstallLine::Plugin(plugin)) => return Ok(plugin),
+                Some(InstallLine::Problem(problem)) => return Err(problem.into()),
+                None => return Err(unfinished("install")),
             }
         }
+    }
+
+    /// Asks for an answer line by line.
+    async fn lines(&self, request: RequestBuilder) -> Result<Lines<'_>, Failure> {
+        let request = request.header(header::ACCEPT, "application/x-ndjson");
+        Ok(Lines {
+            client: self,
+            response: self.send(request).await?,
+            received: Vec::new(),
+        })
     }
 
     fn get(&self, path: &str) -> RequestBuilder {
@@ -242,6 +305,38 @@ impl Client {
     fn failed(&self, error: reqwest::Error) -> Failure {
         Failure::of_http(error, &self.socket)
     }
+}
+
+/// An answer that comes line by line.
+struct Lines<'a> {
+    client: &'a Client,
+    response: Response,
+    received: Vec<u8>,
+}
+
+impl Lines<'_> {
+    /// The next line; `None` after the last one.
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Failure> {
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                let line = serde_json::from_slice(&line);
+                return line.map(Some).map_err(|error| not_understood(&error));
+            }
+            if self.received.len() > MAX_LINE {
+                return Err(Failure::Answer("a line without an end".to_owned()));
+            }
+            let chunk = self.response.chunk().await;
+            match chunk.map_err(|error| self.client.failed(error))? {
+                Some(chunk) => self.received.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+fn unfinished(what: &str) -> Failure {
+    Failure::Answer(format!("it did not say how the {what} ended"))
 }
 
 fn not_understood(error: &serde_json::Error) -> Failure {

@@ -34,27 +34,36 @@ pub enum Failure {
         source: ManifestError,
     },
     #[error("{artifact}: the URL '{}' is not http://, https://, file:///PATH or a path", url.escape_debug())]
-    ArtifactUrl { artifact: &'static str, url: String },
+    ArtifactUrl { artifact: String, url: String },
     #[error("{artifact}: cannot read {}", path.display())]
     Artifact {
-        artifact: &'static str,
+        artifact: String,
         path: PathBuf,
         source: io::Error,
     },
     #[error("{artifact}: {} has {actual} bytes; the manifest says {expected}", path.display())]
     ArtifactSize {
-        artifact: &'static str,
+        artifact: String,
         path: PathBuf,
         expected: u64,
         actual: u64,
     },
     #[error("{artifact}: {} is {actual}; the manifest says {expected}", path.display())]
     ArtifactDigest {
-        artifact: &'static str,
+        artifact: String,
         path: PathBuf,
         expected: Digest,
         actual: Digest,
     },
+    #[error("cannot read the signature {}", path.display())]
+    Signature { path: PathBuf, source: io::Error },
+    /// What was typed means nothing.
+    #[error("{0}")]
+    Usage(String),
+    #[error("{wrong} of {checked} parts are not as they should be")]
+    Unsound { wrong: usize, checked: usize },
+    #[error(transparent)]
+    Trust(#[from] crate::trust::TrustError),
     #[error("volar setup changes this host, and needs root")]
     NotRoot,
     #[error("this host is not ready: {0}")]
@@ -106,6 +115,8 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } | Self::Broken(_) => 5,
+            Self::Usage(_) => 2,
+            Self::Trust(error) => error.code(),
             Self::Problem(problem) => match (problem.slug(), problem.status) {
                 ("invalid-name" | "invalid-request", _) => 2,
                 ("unknown-plugin", _) | (_, 404) => 3,
@@ -129,6 +140,20 @@ impl Failure {
                 "unknown-plugin" | "no-such-plugin" => {
                     Some("volar plugins list shows what is installed")
                 }
+                "not-in-index" => Some(
+                    "volar plugins search shows what the indexes have; they are in /etc/volant/volant.toml: \
+                     [plugins] indexes",
+                ),
+                "untrusted-plugin" => Some(
+                    "volar plugins trust list shows whom this host trusts; if you trust the plugin's signer, as root: \
+                     volar plugins trust add KEY|FILE",
+                ),
+                "unusable-plugin" => {
+                    Some("volar plugins list shows which are enabled; volar plugins enable NAME")
+                }
+                "several-versions" => {
+                    Some("name one as NAME@VERSION, or remove all of them with --all")
+                }
                 "no-such-vm" => Some("volar vms list shows all VMs"),
                 "vm-exists" => {
                     Some("choose another name, or delete that VM first: volar vms delete NAME")
@@ -148,6 +173,10 @@ impl Failure {
             Self::ArtifactDigest { .. } | Self::ArtifactSize { .. } => Some(
                 "the file is another one than the manifest was made for; build the plugin again",
             ),
+            Self::Unsound { .. } => {
+                Some("install the plugin again from where it came: what is damaged is fetched anew")
+            }
+            Self::Trust(error) => error.hint(),
             Self::NotRoot => {
                 Some("sudo volar setup, or volar setup --dry-run to see what it would do")
             }
@@ -208,6 +237,10 @@ mod tests {
             ("unknown-plugin", 400, 3),
             ("no-such-vm", 404, 3),
             ("vm-exists", 409, 4),
+            ("several-versions", 409, 4),
+            ("unusable-plugin", 409, 4),
+            ("not-in-index", 404, 3),
+            ("untrusted-plugin", 403, 1),
             ("start-failed", 502, 1),
             ("no-space", 507, 1),
             ("of-the-future", 418, 1),

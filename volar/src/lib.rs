@@ -1,16 +1,15 @@
 //! The command line of Volant: a client of the REST API, and `volar setup`, which prepares a host.
 //!
 //! [`args`] is what can be typed, [`client`] talks to the API, [`plugins`] and [`vms`] are the commands on
-//! it, [`setup`] is the one command that works without it. A command gives a value; [`output`] shows it.
+//! it; [`setup`] and [`trust`] change this host's own files without it. A command gives a value; [`output`] shows it.
 
 pub mod args;
 mod client;
 mod failure;
-mod install;
-mod manifest;
 mod output;
 mod plugins;
 pub mod setup;
+mod trust;
 mod view;
 mod vms;
 mod waiting;
@@ -18,7 +17,7 @@ mod waiting;
 use std::process::ExitCode;
 
 pub use args::Args;
-use args::Command;
+use args::{Command, Plugins, Trust};
 use client::Client;
 use failure::Failure;
 use output::Output;
@@ -59,13 +58,27 @@ impl From<Failure> for Failures {
     }
 }
 
+fn ended(failures: Vec<Failure>) -> Result<(), Failures> {
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(Failures(failures))
+    }
+}
+
 async fn dispatch(args: Args) -> Result<(), Failures> {
     let output = Output::new(args.output, args.quiet);
     match args.command {
         Command::Version => Ok(output.version()?),
         Command::Setup(wanted) => Ok(setup::run(&wanted, &output)?),
+        Command::Plugins(Plugins::Trust(Trust::Add(key))) => {
+            Ok(trust::add(&key, &args.host, &output)?)
+        }
+        Command::Plugins(Plugins::Trust(Trust::Remove(keys))) => {
+            trust::remove(&keys, &args.host, &output)
+        }
         Command::Plugins(command) => {
-            Ok(plugins::run(command, &Client::new(&args.host)?, &output).await?)
+            plugins::run(command, &Client::new(&args.host)?, &output).await
         }
         Command::Vms(command) => vms::run(command, &Client::new(&args.host)?, &output).await,
     }

@@ -13,6 +13,8 @@ pub struct Output {
     format: Format,
     pub quiet: bool,
     colour: bool,
+    /// Colours on stderr.
+    loud: bool,
 }
 
 /// A cell of a table; the colour is for terminals.
@@ -39,6 +41,7 @@ impl Output {
             format,
             quiet,
             colour: !no_colour && io::stdout().is_terminal(),
+            loud: !no_colour && io::stderr().is_terminal(),
         }
     }
 
@@ -139,6 +142,24 @@ impl Output {
         }
     }
 
+    /// Something that must not go unseen: on stderr, whatever else is shown and how.
+    pub fn warn(&self, text: &str) {
+        eprintln!("{}", self.loud(&format!("warning: {}", visible(text))));
+    }
+
+    fn loud(&self, text: &str) -> String {
+        if self.loud {
+            format!("\x1b[1;33m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// Bytes as they are, with nothing added.
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+        written(|stdout| stdout.write_all(bytes))
+    }
+
     /// Lines whose colours are in them already.
     pub fn lines(&self, lines: &[String]) -> Result<(), Failure> {
         self.put(&lines.join("\n"))
@@ -153,18 +174,23 @@ impl Output {
     }
 
     fn put(&self, text: &str) -> Result<(), Failure> {
-        let mut stdout = io::stdout().lock();
-        match stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| stdout.write_all(b"\n"))
-            .and_then(|()| stdout.flush())
-        {
-            Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Io {
-                act: "cannot write to standard output".to_owned(),
-                source,
-            }),
-            _ => Ok(()),
-        }
+        written(|stdout| {
+            stdout.write_all(text.as_bytes())?;
+            stdout.write_all(b"\n")
+        })
+    }
+}
+
+fn written(
+    write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>,
+) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match write(&mut stdout).and_then(|()| stdout.flush()) {
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Io {
+            act: "cannot write to standard output".to_owned(),
+            source,
+        }),
+        _ => Ok(()),
     }
 }
 

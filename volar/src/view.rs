@@ -1,12 +1,9 @@
-//! What the API gives, as far as people are shown it. Unknown fields are no trouble: the API may grow.
+//! What the API gives of VMs, as far as people are shown it. Unknown fields are no trouble: the API may grow.
 
 use comfy_table::Color;
 use serde::Deserialize;
 
-use crate::{
-    failure::Failure,
-    output::{Shown, bytes},
-};
+use crate::{failure::Failure, output::Shown};
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Vm {
@@ -37,15 +34,6 @@ pub struct Vmm {
     pub used: Option<String>,
     pub reason: Option<String>,
     pub pid: Option<u32>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Plugin {
-    pub name: String,
-    pub version: String,
-    pub installed_at: String,
-    pub size_bytes: u64,
-    pub manifest: serde_json::Value,
 }
 
 impl Vm {
@@ -150,24 +138,11 @@ impl Vm {
     }
 }
 
-impl Plugin {
-    pub const COLUMNS: [&str; 4] = ["NAME", "VERSION", "SIZE", "INSTALLED"];
-
-    pub fn row(&self) -> [Shown; 4] {
-        [
-            self.name.as_str().into(),
-            self.version.as_str().into(),
-            bytes(self.size_bytes).into(),
-            self.installed_at.as_str().into(),
-        ]
-    }
-}
-
 /// Reads an answer of the API.
 pub fn read<T: serde::de::DeserializeOwned>(answer: serde_json::Value) -> Result<T, Failure> {
     serde_json::from_value(answer).map_err(|error| Failure::Answer(error.to_string()))
 }
 
-fn or_dash(text: Option<&str>) -> Shown {
+pub fn or_dash(text: Option<&str>) -> Shown {
     text.unwrap_or("-").into()
 }

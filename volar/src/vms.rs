@@ -8,6 +8,7 @@ use crate::{
     Failures,
     args::{Create, Names, Vms},
     client::{Change, Client, NewVm},
+    ended,
     failure::Failure,
     output::Output,
     view::{self, Vm},
@@ -152,14 +153,6 @@ fn show(
         for_people(output, &view::read(value)?)?;
     }
     ended(failures)
-}
-
-fn ended(failures: Vec<Failure>) -> Result<(), Failures> {
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(Failures(failures))
-    }
 }
 
 fn shown(names: &[Name]) -> String {

@@ -3,7 +3,7 @@
 use toml_edit::{DocumentMut, Item, Table, value};
 use volant_spec::{
     Config,
-    config::{LinkName, PATH, Subnet},
+    config::{LinkName, PATH, Subnet, TRUST_DIR},
 };
 
 /// What to do with the file.
@@ -87,7 +87,7 @@ fn changed(
 fn fresh(config: &Config) -> String {
     let usual = Config::default();
     let comment = |is_usual: bool| if is_usual { "# " } else { "" };
-    let (network, vm) = (&config.network, &usual.vm);
+    let (network, vm, plugins) = (&config.network, &usual.vm, &usual.plugins);
     format!(
         "# Volant's settings. A commented line shows the default.\n\
          # The services read this file when they start; those of VMs with the VM's next start.\n\
@@ -105,15 +105,30 @@ fn fresh(config: &Config) -> String {
          # vmm = \"{}\"\n\
          # The kernel of plugins that bring none.\n\
          # kernel = \"{}\"\n\
+         # The kernel of plugins that ask for \"bzimage\", and what boots those with a root file system.\n\
+         # bzimage = \"{}\"\n\
+         # initramfs = \"{}\"\n\
          # Seconds from a VM's start to its agent's first call, 1 to 600.\n\
-         # boot_timeout_sec = {}\n",
+         # boot_timeout_sec = {}\n\
+         \n\
+         [plugins]\n\
+         # A plugin that no key in {TRUST_DIR} signed: require refuses it, warn tells, off does not look.\n\
+         # signatures = \"{}\"\n\
+         # URLs of indexes: what volar plugins install NAME and search look into, the first one first.\n\
+         # indexes = []\n\
+         # Credentials for registries, as podman and docker have them.\n\
+         # auth_file = \"{}\"\n",
         comment(network.bridge == usual.network.bridge),
         network.bridge.as_str(),
         comment(network.subnet == usual.network.subnet),
         network.subnet.net(),
         vm.vmm.as_str(),
         vm.kernel.display(),
+        vm.bzimage.display(),
+        vm.initramfs.display(),
         vm.boot_timeout_sec.duration().as_secs(),
+        plugins.signatures.as_str(),
+        plugins.auth_file.0.display(),
     )
 }
 
@@ -161,7 +176,12 @@ mod tests {
             "dns",
             "vmm",
             "kernel",
+            "bzimage",
+            "initramfs",
             "boot_timeout_sec",
+            "signatures",
+            "indexes",
+            "auth_file",
         ] {
             assert!(
                 text.contains(&format!(

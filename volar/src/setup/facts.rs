@@ -11,7 +11,11 @@ use std::{
 
 use ipnet::Ipv4Net;
 use nix::{sys::utsname, unistd};
-use volant_spec::Config;
+use volant_spec::{
+    Config,
+    config::{SignaturePolicy, TRUST_DIR},
+};
+use volant_trust::Keyring;
 
 /// Where packages put units.
 const UNIT_FOLDERS: [&str; 3] = [
@@ -46,6 +50,11 @@ pub struct Facts {
     /// The user who called sudo, when not in group volant.
     pub outsider: Option<String>,
     pub routes: Vec<Route>,
+    pub signatures: SignaturePolicy,
+    pub trust_folder: bool,
+    pub trusted_keys: usize,
+    /// Files that are meant to be trusted keys, and are not.
+    pub trust_problems: Vec<String>,
     /// Every unit is enabled and active.
     pub active: bool,
 }
@@ -76,6 +85,7 @@ impl Facts {
                 .iter()
                 .any(|folder| Path::new(folder).join(unit).exists())
         };
+        let trust = Keyring::load(Path::new(TRUST_DIR), 0);
         Self {
             platform: utsname::uname().map_or_else(
                 |_| env::consts::OS.to_owned(),
@@ -108,6 +118,14 @@ impl Facts {
             outsider,
             routes: fs::read_to_string("/proc/net/route")
                 .map_or_else(|_| Vec::new(), |text| routes(&text)),
+            signatures: config.plugins.signatures,
+            trust_folder: Path::new(TRUST_DIR).is_dir(),
+            trusted_keys: trust.keyring.keys().count(),
+            trust_problems: trust
+                .problems
+                .iter()
+                .map(|problem| format!("{}: {}", problem.path.display(), problem.kind))
+                .collect(),
             active: all_say("is-active", units, "active")
                 && all_say("is-enabled", units, "enabled"),
         }

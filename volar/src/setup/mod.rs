@@ -16,12 +16,13 @@ use std::{
 
 use comfy_table::Color;
 use serde::Serialize;
-use volant_spec::config::PATH;
+use volant_spec::config::{PATH, SignaturePolicy, TRUST_DIR};
 
 use crate::{
     args,
     failure::Failure,
     output::{Output, Shown},
+    trust,
 };
 use config::Plan;
 use facts::Facts;
@@ -66,6 +67,13 @@ pub fn run(wanted: &args::Setup, output: &Output) -> Result<(), Failure> {
         .collect();
     if !output.is_json() {
         show(&checks, output)?;
+    }
+    match config.plugins.signatures {
+        SignaturePolicy::Require => {}
+        policy => output.warn(&format!(
+            "signatures = \"{}\" in {PATH}: plugins that nobody trusted signed run on this host",
+            policy.as_str()
+        )),
     }
     let ready = missing.is_empty();
     let actions = match (ready, wanted.dry_run) {
@@ -137,7 +145,7 @@ fn conclude(
     if dry_run {
         return output.done("nothing was changed (--dry-run)");
     }
-    output.done("Volant is ready: volar plugins install FILE|URL")?;
+    output.done("Volant is ready: volar plugins install FILE|URL|NAME")?;
     match &facts.outsider {
         Some(user) => output.done(&format!(
             "to use volar without root: sudo usermod -aG volant {user}, then log in again (or: newgrp volant)"
@@ -154,6 +162,9 @@ fn intended(plan: &Plan, facts: &Facts) -> Vec<String> {
             format!("would change bridge and subnet in {PATH}, and restart ipamd if it runs")
         }
     }];
+    if !facts.trust_folder {
+        actions.push(format!("would create {TRUST_DIR}"));
+    }
     actions.push(if facts.active {
         format!(
             "would leave {} as they are: enabled and active",
@@ -179,6 +190,14 @@ fn carry_out(plan: &Plan, facts: &Facts) -> Result<Vec<String>, Failure> {
             systemctl(&["try-restart", "volant-ipamd.service"])?;
             actions.push(format!("changed bridge and subnet in {PATH}"));
         }
+    }
+    if !facts.trust_folder {
+        let folder = Path::new(TRUST_DIR);
+        trust::make_folder(folder).map_err(|source| Failure::Io {
+            act: format!("cannot create {TRUST_DIR}"),
+            source,
+        })?;
+        actions.push(format!("created {TRUST_DIR}"));
     }
     if facts.active {
         actions.push(format!("{} are enabled and active", UNITS.join(", ")));

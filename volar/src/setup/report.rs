@@ -1,7 +1,7 @@
 //! What the facts mean for Volant: fine, a pity, or missing; and what to do. Pure.
 
 use serde::Serialize;
-use volant_spec::config::Network;
+use volant_spec::config::{Network, PATH, SignaturePolicy};
 
 use super::facts::{Facts, Kvm};
 
@@ -68,6 +68,7 @@ pub fn checks(facts: &Facts, network: &Network) -> Vec<Check> {
             "systemd-sysusers, or reinstall the package volant",
         ),
         subnet(facts, network),
+        signatures(facts),
     ]
 }
 
@@ -225,6 +226,42 @@ fn units(facts: &Facts) -> Check {
     )
 }
 
+/// What a policy lets in, and whose plugins those are.
+fn signatures(facts: &Facts) -> Check {
+    let keys = match facts.trusted_keys {
+        0 => "no key is trusted".to_owned(),
+        1 => "1 key is trusted".to_owned(),
+        many => format!("{many} keys are trusted"),
+    };
+    let stricter = format!("signatures = \"require\" in {PATH}, below [plugins]");
+    match facts.signatures {
+        SignaturePolicy::Off => warn(
+            "signatures",
+            "OFF: anyone's plugin is installed, and no signature is looked at",
+            stricter,
+        ),
+        SignaturePolicy::Warn => warn(
+            "signatures",
+            format!("WARN: a plugin that nobody trusted signed is installed; {keys}"),
+            stricter,
+        ),
+        SignaturePolicy::Require if !facts.trust_problems.is_empty() => warn(
+            "signatures",
+            format!(
+                "required; {keys}; not {}",
+                facts.trust_problems.join("; not ")
+            ),
+            "see docs/trust.md: keys belong to root, and nobody else can write to them",
+        ),
+        SignaturePolicy::Require if facts.trusted_keys == 0 => warn(
+            "signatures",
+            format!("required, and {keys}: no plugin can be installed yet"),
+            "volar plugins trust add KEY|FILE",
+        ),
+        SignaturePolicy::Require => ok("signatures", format!("required; {keys}")),
+    }
+}
+
 /// A network that overlaps with the VMs' own takes packets from the one or the other.
 fn subnet(facts: &Facts, network: &Network) -> Check {
     let (ours, bridge) = (network.subnet.net(), network.bridge.as_str());
@@ -281,6 +318,10 @@ mod tests {
             group: true,
             outsider: None,
             routes: Vec::new(),
+            signatures: SignaturePolicy::Require,
+            trust_folder: true,
+            trusted_keys: 1,
+            trust_problems: Vec::new(),
             active: false,
         }
     }
@@ -307,7 +348,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_with_its_remedy() {
         type Case = (fn(&mut Facts), Level, &'static str, &'static str);
-        let cases: [Case; 17] = [
+        let cases: [Case; 21] = [
             (
                 |f| f.platform = "Linux aarch64".to_owned(),
                 Level::Missing,
@@ -389,6 +430,30 @@ mod tests {
                 "reinstall",
             ),
             (|f| f.group = false, Level::Missing, "group", "sysusers"),
+            (
+                |f| f.signatures = SignaturePolicy::Off,
+                Level::Warn,
+                "OFF: anyone",
+                "signatures = \"require\"",
+            ),
+            (
+                |f| f.signatures = SignaturePolicy::Warn,
+                Level::Warn,
+                "WARN: a plugin that nobody trusted signed is installed; 1 key",
+                "signatures = \"require\"",
+            ),
+            (
+                |f| f.trusted_keys = 0,
+                Level::Warn,
+                "no plugin can be installed yet",
+                "volar plugins trust add",
+            ),
+            (
+                |f| f.trust_problems = vec!["a.pub: it is no text".to_owned()],
+                Level::Warn,
+                "not a.pub: it is no text",
+                "belong to root",
+            ),
             (
                 |f| {
                     f.routes = vec![Route {

@@ -1,5 +1,7 @@
 //! A fake of gatewayd: the REST contract on a Unix socket, over plugins and VMs in memory. It starts nothing.
 
+mod plugins;
+
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -21,12 +23,19 @@ use tokio::net::UnixListener;
 /// What the fake knows, for a test to look at or to change.
 #[derive(Debug, Default)]
 pub struct Kept {
+    /// By `NAME@VERSION`.
     pub plugins: BTreeMap<String, Value>,
+    /// The manifests of plugins, as they came.
+    pub manifests: BTreeMap<String, String>,
     pub vms: BTreeMap<String, Value>,
     pub blobs: BTreeMap<String, Vec<u8>>,
     pub uploads: usize,
-    /// The last body that asked for an install, as it came.
-    pub install: String,
+    /// The last body that asked for an install.
+    pub install: Value,
+    /// Whether the store is damaged.
+    pub damaged: bool,
+    /// The policy on signatures; "require" when empty.
+    pub policy: String,
     /// The last body that asked for a VM.
     pub create: Value,
 }
@@ -88,9 +97,8 @@ fn router(kept: Shared) -> Router {
         .route("/api/v1/vms", get(vms).post(create))
         .route("/api/v1/vms/{name}", get(vm).delete(delete))
         .route("/api/v1/vms/{name}/{verb}", post(change))
-        .route("/api/v1/plugins", get(plugins).post(install))
-        .route("/api/v1/plugins/{name}", get(plugin).delete(remove))
         .route("/api/v1/blobs/{digest}", head(blob).put(upload))
+        .merge(plugins::router())
         .layer(DefaultBodyLimit::disable())
         .with_state(kept)
 }
@@ -166,28 +174,6 @@ async fn change(
     Json(&*vm).into_response()
 }
 
-async fn plugins(State(kept): State<Shared>) -> Json<Vec<Value>> {
-    Json(kept.lock().unwrap().plugins.values().cloned().collect())
-}
-
-async fn plugin(State(kept): State<Shared>, Path(name): Path<String>) -> Response {
-    match kept.lock().unwrap().plugins.get(&name) {
-        Some(plugin) => Json(plugin).into_response(),
-        None => problem(404, "no-such-plugin", &format!("there is no plugin {name}")),
-    }
-}
-
-async fn remove(State(kept): State<Shared>, Path(name): Path<String>) -> Response {
-    let mut kept = kept.lock().unwrap();
-    if kept.vms.values().any(|vm| vm["plugin"] == json!(name)) {
-        return problem(409, "plugin-in-use", "1 VM uses it");
-    }
-    match kept.plugins.remove(&name) {
-        Some(_) => StatusCode::NO_CONTENT.into_response(),
-        None => problem(404, "no-such-plugin", &format!("there is no plugin {name}")),
-    }
-}
-
 async fn blob(State(kept): State<Shared>, Path(digest): Path<String>) -> StatusCode {
     if kept.lock().unwrap().blobs.contains_key(&digest) {
         StatusCode::OK
@@ -202,33 +188,4 @@ async fn upload(State(kept): State<Shared>, Path(digest): Path<String>, body: By
     let answer = json!({"digest": digest, "size": body.len()});
     kept.blobs.insert(digest, body.to_vec());
     (StatusCode::CREATED, Json(answer)).into_response()
-}
-
-/// Answers in lines, as volar asks for.
-async fn install(State(kept): State<Shared>, body: String) -> Response {
-    let mut kept = kept.lock().unwrap();
-    let given: Value = serde_json::from_str(&body).unwrap();
-    kept.install = body;
-    let manifest = match given["manifest_url"].as_str() {
-        Some(url) if url.ends_with("broken.json") => {
-            let problem = json!({"type": "x/invalid-request", "title": "t", "status": 400, "detail": "a wrong checksum"});
-            return lines(&[json!({ "problem": problem })]);
-        }
-        Some(_) => json!({"name": "remote", "version": "1"}),
-        None => given["manifest"].clone(),
-    };
-    let plugin = json!({
-        "name": manifest["name"], "version": manifest["version"], "installed_at": "2026-01-02T03:04:05Z",
-        "size_bytes": 15_000_000, "manifest": manifest,
-    });
-    kept.plugins
-        .insert(plugin["name"].as_str().unwrap().to_owned(), plugin.clone());
-    let progress =
-        json!({"progress": {"artifact": "initramfs", "done_bytes": 1, "total_bytes": 2}});
-    lines(&[progress, json!({ "plugin": plugin })])
-}
-
-fn lines(values: &[Value]) -> Response {
-    let text: String = values.iter().map(|value| format!("{value}\n")).collect();
-    ([(CONTENT_TYPE, "application/x-ndjson")], text).into_response()
 }

@@ -7,6 +7,8 @@ mod host;
 mod plugin;
 mod plugins;
 mod refusals;
+mod trust;
+mod upkeep;
 mod vms;
 
 use std::path::Path;

@@ -8,6 +8,14 @@ use tempfile::TempDir;
 
 use crate::{fake::FakeGateway, volar};
 
+pub fn sha256(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("sha256:{hex}")
+}
+
 /// A plugin as fledge makes it: a manifest and its artifact beside it.
 pub struct Plugin {
     pub folder: TempDir,
@@ -19,20 +27,24 @@ impl Plugin {
         let folder = tempfile::tempdir().unwrap();
         let artifact: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
         fs::write(folder.path().join("caddy.cpio.gz"), &artifact).unwrap();
-        let hex: String = Sha256::digest(&artifact)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let plugin = Self {
-            folder,
-            digest: format!("sha256:{hex}"),
-        };
+        let digest = sha256(&artifact);
+        let plugin = Self { folder, digest };
         plugin.describe("caddy.cpio.gz", &plugin.digest);
         plugin
     }
 
     pub fn manifest(&self) -> PathBuf {
         self.folder.path().join("caddy.manifest.json")
+    }
+
+    pub fn sign(&self) -> String {
+        let signature = "untrusted comment: a\nRUQf6LRCGA9i5\ntrusted comment: b\nabcd\n";
+        fs::write(
+            self.folder.path().join("caddy.manifest.json.minisig"),
+            signature,
+        )
+        .unwrap();
+        signature.to_owned()
     }
 
     pub fn describe(&self, url: &str, digest: &str) {

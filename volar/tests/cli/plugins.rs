@@ -3,9 +3,13 @@
 use std::fs;
 
 use predicates::{prelude::PredicateBooleanExt, str::contains};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{fake::FakeGateway, plugin::Plugin, stdout, volar};
+use crate::{
+    fake::FakeGateway,
+    plugin::{Plugin, sha256},
+    stdout, volar,
+};
 
 #[test]
 fn an_artifact_is_uploaded_once_and_the_manifest_sent_as_written() {
@@ -19,7 +23,7 @@ fn an_artifact_is_uploaded_once_and_the_manifest_sent_as_written() {
         fs::read(plugin.folder.path().join("caddy.cpio.gz")).unwrap()
     );
     let written = fs::read_to_string(plugin.manifest()).unwrap();
-    assert_eq!(kept.install, format!(r#"{{"manifest":{written}}}"#));
+    assert_eq!(kept.install, json!({ "manifest": written }));
 }
 
 #[test]
@@ -43,12 +47,137 @@ fn a_plugin_can_be_named_in_every_way() {
     )
     .assert()
     .success()
-    .stdout("plugin remote 1 is installed\n");
-    assert_eq!(
-        gateway.kept().install,
-        r#"{"manifest_url":"https://example.com/caddy.json"}"#
-    );
+    .stdout("plugin remote 1 is installed (15.0 MB, signed by acme (E7620F1842B4E81F))\n");
+    for (arguments, expected) in [
+        (
+            "https://example.com/caddy.json",
+            json!({"manifest_url": "https://example.com/caddy.json"}),
+        ),
+        (
+            "oci://example.com/caddy:1",
+            json!({"oci_reference": "oci://example.com/caddy:1"}),
+        ),
+        ("caddy@2.0", json!({"name": "caddy@2.0"})),
+        (
+            "--name caddy --allow-downgrade",
+            json!({"name": "caddy", "allow_downgrade": true}),
+        ),
+    ] {
+        volar(&gateway, &format!("plugins install {arguments}"))
+            .assert()
+            .success();
+        assert_eq!(gateway.kept().install, expected);
+    }
     assert_eq!(gateway.kept().uploads, 1);
+}
+
+#[test]
+fn what_could_be_a_file_or_a_name_is_not_guessed() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    fs::copy(plugin.manifest(), plugin.folder.path().join("caddy")).unwrap();
+    let mut install = volar(&gateway, "plugins install caddy");
+    install
+        .current_dir(plugin.folder.path())
+        .assert()
+        .code(2)
+        .stderr(contains("write ./caddy for the file, or --name caddy"));
+    let mut install = volar(&gateway, "plugins install ./caddy");
+    install.current_dir(plugin.folder.path()).assert().success();
+    assert!(gateway.kept().install["manifest"].is_string());
+}
+
+#[test]
+fn the_signature_beside_a_manifest_goes_with_it() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    // Unsigned, where the policy lets it in: told loudly, also where a program reads, and without the terminal's codes.
+    for arguments in ["", "--quiet", "-o json"] {
+        let mut install = plugin.install(&gateway);
+        install.args(arguments.split_whitespace());
+        let warned = "warning: the manifest is not signed \\u{1b}[2J\n";
+        install.assert().success().stderr(warned);
+    }
+    assert!(gateway.kept().install.get("signature").is_none());
+    let signature = plugin.sign();
+    plugin
+        .install(&gateway)
+        .assert()
+        .success()
+        .stderr("")
+        .stdout("plugin caddy 2.6.2 is installed (15.0 MB, signed by acme (E7620F1842B4E81F))\n");
+    assert_eq!(gateway.kept().install["signature"], json!(signature));
+
+    let other = plugin.folder.path().join("other");
+    fs::write(&other, "another").unwrap();
+    let mut install = plugin.install(&gateway);
+    install.arg("--signature").arg(&other).assert().success();
+    assert_eq!(gateway.kept().install["signature"], json!("another"));
+    fs::write(&other, vec![b'a'; 1 << 20]).unwrap();
+    let mut install = plugin.install(&gateway);
+    install.arg("--signature").arg(&other);
+    install.assert().code(1).stderr(contains("at most"));
+    let mut install = plugin.install(&gateway);
+    install.args(["--signature", "/nowhere.minisig"]);
+    install
+        .assert()
+        .code(1)
+        .stderr(contains("cannot read the signature /nowhere.minisig"));
+    volar(&gateway, "plugins install caddy --signature a")
+        .assert()
+        .code(2)
+        .stderr(contains("--signature goes with a manifest that is a file"));
+}
+
+#[test]
+fn root_file_systems_kernels_and_disks_are_uploaded_too_and_each_file_once() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    let bytes: Vec<u8> = vec![7; 5000];
+    let digest = sha256(&bytes);
+    for name in ["root.sqfs", "vmlinux"] {
+        fs::write(plugin.folder.path().join(name), &bytes).unwrap();
+    }
+    let artifact = |url: &str| json!({"url": url, "checksum": digest, "size": 5000});
+    let first = json!({"url": "caddy.cpio.gz", "checksum": plugin.digest, "size": 1_000_000});
+    let manifest = json!({
+        "schema_version": "1", "name": "caddy", "version": "2.6.2",
+        "rootfs": artifact("root.sqfs"), "kernel": artifact("vmlinux"),
+        "disks": [
+            {"name": "a", "url": "caddy.cpio.gz", "checksum": plugin.digest},
+            {"name": "b", "url": "caddy.cpio.gz", "checksum": plugin.digest},
+        ],
+        "initramfs": first, "workload": {"entrypoint": ["/init"]},
+    });
+    fs::write(plugin.manifest(), manifest.to_string()).unwrap();
+    plugin.install(&gateway).assert().success();
+    let kept = gateway.kept();
+    assert_eq!(kept.blobs[&digest], bytes);
+    assert_eq!(kept.blobs.len(), 2);
+    drop(kept);
+    fs::write(plugin.folder.path().join("vmlinux"), "other").unwrap();
+    plugin
+        .install(&gateway)
+        .assert()
+        .code(1)
+        .stderr(contains("kernel: ").and(contains("has 5 bytes")));
+}
+
+#[test]
+fn a_plugin_that_is_not_trusted_is_refused_with_what_to_do() {
+    let gateway = FakeGateway::start();
+    volar(
+        &gateway,
+        "plugins install https://example.com/untrusted.json",
+    )
+    .assert()
+    .code(1)
+    .stdout("")
+    .stderr(
+        contains("error: the key 01 is not trusted here\n")
+            .and(contains("volar plugins trust add KEY|FILE")),
+    );
+    volar(&gateway, "plugins install nothing")
+        .assert()
+        .code(3)
+        .stderr(contains("volar plugins search"));
 }
 
 #[test]
@@ -157,9 +286,17 @@ fn plugins_are_listed_shown_and_removed() {
         .stdout(contains("no plugins are installed"));
     plugin.install(&gateway).assert().success();
     let table = stdout(&mut volar(&gateway, "plugins ls"));
-    assert!(
-        table.starts_with("NAME ") && table.contains("15.0 MB"),
-        "{table}"
+    let words: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        words[0].join(" "),
+        "NAME VERSION ENABLED SIZE SIGNED BY INSTALLED"
+    );
+    assert_eq!(
+        words[1].join(" "),
+        "caddy 2.6.2 yes 15.0 MB - 2026-01-02T03:04:05Z"
     );
     assert_eq!(
         stdout(&mut volar(&gateway, "plugins list --quiet")),
@@ -171,6 +308,11 @@ fn plugins_are_listed_shown_and_removed() {
     let listed: Value =
         serde_json::from_str(&stdout(&mut volar(&gateway, "-o json plugins list"))).unwrap();
     assert_eq!(listed[0]["size_bytes"], 15_000_000);
+    let exact = stdout(&mut volar(&gateway, "plugins show caddy@2.6.2 --manifest"));
+    assert_eq!(exact, fs::read_to_string(plugin.manifest()).unwrap());
+    let whole: Value =
+        serde_json::from_str(&stdout(&mut volar(&gateway, "plugins show caddy -o json"))).unwrap();
+    assert_eq!(whole["manifest_digest"], "sha256:00");
 
     gateway
         .kept()

@@ -77,6 +77,16 @@ fn what_cannot_be_is_refused_before_anything_is_asked() {
         ("vms start", "<NAME>"),
         ("plugins install", "FILE|URL"),
         ("plugins install a --manifest b", "cannot be used with"),
+        ("plugins install a --name b", "cannot be used with"),
+        ("plugins install ftp://a/b", "is not http://"),
+        ("plugins install A", "no plugin can be named so"),
+        ("plugins remove a@1 --all", "write 'a' and not 'a@1'"),
+        ("plugins enable", "NAME[@VERSION]"),
+        ("plugins verify a@", "version ''"),
+        (
+            "vms create web --plugin a@b@c",
+            "version 'b@c' is not 1 to 64",
+        ),
         ("--host https://example.com vms list", "Unix socket alone"),
         (
             "setup --dry-run --subnet 10.0.0.1/24",

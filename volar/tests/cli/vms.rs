@@ -12,7 +12,7 @@ fn the_quick_start_works_letter_for_letter() {
         .install(&gateway)
         .assert()
         .success()
-        .stdout("plugin caddy 2.6.2 is installed\n");
+        .stdout("plugin caddy 2.6.2 is installed (15.0 MB, no trusted signature)\n");
     volar(
         &gateway,
         "vms create web --plugin caddy --cpu 2 --memory 512",
@@ -24,6 +24,11 @@ fn the_quick_start_works_letter_for_letter() {
         "name": "web", "plugin": "caddy", "cpu_cores": 2, "memory_mb": 512, "start": true, "enable": false
     });
     assert_eq!(gateway.kept().create, expected);
+    volar(&gateway, "vms create old --plugin caddy@2.6.1+b")
+        .assert()
+        .success();
+    assert_eq!(gateway.kept().create["plugin"], "caddy@2.6.1+b");
+    volar(&gateway, "vms delete old").assert().success();
     let table = stdout(&mut volar(&gateway, "vms list"));
     let words: Vec<Vec<&str>> = table
         .lines()

@@ -1,21 +1,28 @@
 //! What can be typed. Names and numbers are checked here, before anything is asked.
 
+mod plugins;
+
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 use volant_spec::{
-    Name,
+    Name, PluginRef,
     config::{LinkName, Subnet, Vmm},
     resources::{MAX_CPU_CORES, MAX_MEMORY_MB, MIN_MEMORY_MB},
 };
 
+pub use plugins::{AddKey, Install, Plugins, Remove, RemoveKeys, Show, Trust, TrustFolder};
+
+/// Where the API of this host is.
+pub const LOCAL_SOCKET: &str = "/run/volant/api.sock";
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  failed
+  1  failed; or refused by the policy on signatures, or not as it was signed
   2  wrong usage, or a value that cannot be
-  3  there is no such VM or plugin
+  3  there is no such VM, plugin or key
   4  in conflict: it exists already, is in use, or is being deleted
   5  Volant cannot be reached";
 
@@ -61,7 +68,7 @@ pub enum Format {
 pub enum Command {
     /// Prepares this host: checks it, writes the configuration, starts Volant's sockets
     Setup(Setup),
-    /// Installs, shows and removes plugins
+    /// Installs, shows, verifies and removes plugins, and says whom to trust
     #[command(subcommand, arg_required_else_help = true)]
     Plugins(Plugins),
     /// Creates, runs and deletes VMs
@@ -82,45 +89,6 @@ pub struct Setup {
     /// The network of the VMs; the host has its first address [default: the configured one, or 192.168.127.0/24]
     #[arg(long, value_name = "CIDR", value_parser = subnet)]
     pub subnet: Option<Subnet>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Plugins {
-    /// Installs a plugin from its manifest; local artifacts are uploaded
-    Install(Install),
-    /// Lists the installed plugins
-    #[command(visible_alias = "ls")]
-    List,
-    /// Shows a plugin's manifest
-    Show { name: Name },
-    /// Removes plugins that no VM uses
-    #[command(visible_alias = "rm")]
-    Remove {
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<Name>,
-    },
-}
-
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-pub struct Install {
-    /// The manifest: a file, or a URL that Volant fetches
-    #[arg(value_name = "FILE|URL")]
-    pub source: Option<String>,
-    /// The same
-    #[arg(long, value_name = "FILE|URL")]
-    pub manifest: Option<String>,
-}
-
-impl Install {
-    /// The one that was given.
-    #[must_use]
-    pub fn source(&self) -> &str {
-        self.source
-            .as_deref()
-            .or(self.manifest.as_deref())
-            .unwrap_or_default()
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -157,9 +125,9 @@ pub struct Names {
 pub struct Create {
     /// a-z, 0-9 and '-', up to 63 characters
     pub name: Name,
-    /// What the VM runs: an installed plugin
-    #[arg(long, value_name = "NAME")]
-    pub plugin: Name,
+    /// What the VM runs: an installed plugin, the newest version that is enabled unless one is given
+    #[arg(long, value_name = "NAME[@VERSION]")]
+    pub plugin: PluginRef,
     /// CPUs [default: the plugin's, or 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CPU_CORES)))]
     pub cpu: Option<u32>,
