@@ -146,10 +146,13 @@ impl Failure {
                 ),
                 "untrusted-plugin" => Some(
                     "volar plugins trust list shows whom this host trusts; if you trust the plugin's signer, as root: \
-                     volar plugins trust add KEY|FILE",
+                     volar plugins trust add KEY|FILE; --allow-downgrade takes an older version than was installed before",
                 ),
                 "unusable-plugin" => {
                     Some("volar plugins list shows which are enabled; volar plugins enable NAME")
+                }
+                "misconfigured" => {
+                    Some("correct /etc/volant/volant.toml; it is read anew each time")
                 }
                 "several-versions" => {
                     Some("name one as NAME@VERSION, or remove all of them with --all")

@@ -10,6 +10,8 @@ pub enum Asked {
     Plugin,
     RemovePlugin,
     InstallPlugin,
+    InstallByName,
+    PullPlugin,
     Search,
     Upkeep,
     Blob,
@@ -30,17 +32,20 @@ fn kind(asked: Asked, code: Code) -> Kind {
         Code::InvalidArgument | Code::OutOfRange => Kind::InvalidRequest,
         Code::NotFound => match asked {
             Asked::Plugin | Asked::RemovePlugin => Kind::NoSuchPlugin,
-            Asked::InstallPlugin => Kind::NotInIndex,
+            Asked::InstallByName => Kind::NotInIndex,
+            Asked::PullPlugin => Kind::NotInRegistry,
             Asked::Blob => Kind::NoSuchBlob,
             Asked::Vm => Kind::NoSuchVm,
             Asked::CreateVm => Kind::UnknownPlugin,
-            Asked::Search | Asked::Upkeep | Asked::Lease => Kind::Internal,
+            Asked::InstallPlugin | Asked::Search | Asked::Upkeep | Asked::Lease => Kind::Internal,
         },
         Code::AlreadyExists => match asked {
             Asked::CreateVm => Kind::VmExists,
             Asked::Plugin
             | Asked::RemovePlugin
             | Asked::InstallPlugin
+            | Asked::InstallByName
+            | Asked::PullPlugin
             | Asked::Search
             | Asked::Upkeep
             | Asked::Blob
@@ -50,14 +55,16 @@ fn kind(asked: Asked, code: Code) -> Kind {
         Code::FailedPrecondition => match asked {
             Asked::RemovePlugin => Kind::PluginInUse,
             Asked::InstallPlugin => Kind::MissingArtifact,
+            Asked::InstallByName | Asked::PullPlugin => Kind::NotInstallable,
             Asked::CreateVm => Kind::UnusablePlugin,
             Asked::Vm => Kind::BeingDeleted,
-            Asked::Plugin | Asked::Search | Asked::Upkeep | Asked::Blob | Asked::Lease => {
-                Kind::Internal
-            }
+            Asked::Plugin | Asked::Search | Asked::Upkeep => Kind::Misconfigured,
+            Asked::Blob | Asked::Lease => Kind::Internal,
         },
         Code::PermissionDenied => match asked {
-            Asked::InstallPlugin => Kind::UntrustedPlugin,
+            Asked::InstallPlugin | Asked::InstallByName | Asked::PullPlugin => {
+                Kind::UntrustedPlugin
+            }
             Asked::Plugin
             | Asked::RemovePlugin
             | Asked::Search
@@ -87,6 +94,8 @@ fn detail(asked: Asked, status: &Status) -> String {
         Asked::Plugin
         | Asked::RemovePlugin
         | Asked::InstallPlugin
+        | Asked::InstallByName
+        | Asked::PullPlugin
         | Asked::Search
         | Asked::Upkeep
         | Asked::Blob
@@ -98,7 +107,10 @@ fn detail(asked: Asked, status: &Status) -> String {
     match (kind(asked, status.code()), status.code()) {
         // An origin that could not be fetched from: registryd's own words say it all.
         (Kind::Unavailable, Code::Unavailable)
-            if matches!(asked, Asked::InstallPlugin | Asked::Search) =>
+            if matches!(
+                asked,
+                Asked::InstallPlugin | Asked::InstallByName | Asked::PullPlugin | Asked::Search
+            ) =>
         {
             message.to_owned()
         }
@@ -132,7 +144,14 @@ mod tests {
                 Code::FailedPrecondition,
                 Kind::MissingArtifact,
             ),
-            (Asked::InstallPlugin, Code::NotFound, Kind::NotInIndex),
+            (Asked::InstallByName, Code::NotFound, Kind::NotInIndex),
+            (Asked::PullPlugin, Code::NotFound, Kind::NotInRegistry),
+            (
+                Asked::PullPlugin,
+                Code::FailedPrecondition,
+                Kind::NotInstallable,
+            ),
+            (Asked::Upkeep, Code::FailedPrecondition, Kind::Misconfigured),
             (
                 Asked::InstallPlugin,
                 Code::PermissionDenied,

@@ -2,6 +2,8 @@
 
 mod plugins;
 
+pub(crate) use plugins::of_install;
+
 use std::path::Path;
 
 use tonic::{IntoStreamingRequest, transport::Channel};

@@ -5,7 +5,7 @@ use volant_proto::registry::v1::{
     CollectGarbageRequest, CollectGarbageResponse, GetPluginRequest, GetTrustRequest,
     GetTrustResponse, InstallPluginRequest, InstallPluginResponse, ListPluginsRequest, Plugin,
     RemovePluginRequest, SearchPluginsRequest, SearchPluginsResponse, SetPluginEnabledRequest,
-    VerifyPluginsRequest, VerifyPluginsResponse,
+    VerifyPluginsRequest, VerifyPluginsResponse, install_plugin_request::Source,
 };
 use volant_spec::PluginRef;
 
@@ -89,7 +89,7 @@ impl Registry {
             let request = request.clone();
             async move { client.install_plugin(request).await }
         });
-        told(Asked::InstallPlugin, answer.await)
+        told(of_install(request), answer.await)
     }
 
     /// Begins to read a plugin's artifacts again, or those of all plugins.
@@ -124,5 +124,14 @@ impl Registry {
         let answer =
             self.call(|mut client| async move { client.get_trust(GetTrustRequest {}).await });
         told(Asked::Upkeep, answer.await)
+    }
+}
+
+/// What an install asks for: a refusal means something else for each source.
+pub(crate) fn of_install(request: &InstallPluginRequest) -> Asked {
+    match &request.source {
+        Some(Source::Name(_)) => Asked::InstallByName,
+        Some(Source::OciReference(_)) => Asked::PullPlugin,
+        Some(Source::Manifest(_) | Source::ManifestUrl(_)) | None => Asked::InstallPlugin,
     }
 }

@@ -24,11 +24,7 @@ use super::{
     extract::{json_body, parse, plugin},
     lines::{self, line},
 };
-use crate::{
-    Gateway, Kind, Problem, problem,
-    refusal::{self, Asked},
-    view::plugin::Plugin,
-};
+use crate::{Gateway, Kind, Problem, problem, refusal, registry::of_install, view::plugin::Plugin};
 
 /// How long an install may be silent.
 const SILENCE: Duration = Duration::from_secs(10 * 60);
@@ -163,7 +159,7 @@ async fn carry_out(
             let detail = format!("registryd was silent for {minutes} minutes of an install");
             Problem::new(Kind::Unavailable, detail)
         })?;
-        let event = event.map_err(|status| refusal::problem(Asked::InstallPlugin, &status))?;
+        let event = event.map_err(|status| refusal::problem(of_install(request), &status))?;
         let Some(InstallPluginResponse { event }) = event else {
             return Err(Problem::internal(
                 "registryd did not say how the install ended",

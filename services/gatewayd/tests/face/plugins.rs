@@ -202,11 +202,25 @@ async fn a_plugin_is_installed_from_a_registry_and_from_an_index() {
         assert_eq!(answer.status.as_u16(), 201, "{answer:?}");
         assert_eq!(answer.json()["manifest"]["from"], from);
     }
-    let answer = setup.post("/api/v1/plugins", r#"{"name":"nothing"}"#).await;
-    assert_eq!(
-        (answer.status.as_u16(), answer.problem().0.as_str()),
-        (404, "not-in-index")
-    );
+    for (body, status, kind) in [
+        (r#"{"name":"nothing"}"#, 404, "not-in-index"),
+        (
+            r#"{"oci_reference":"oci://nowhere/x"}"#,
+            404,
+            "not-in-registry",
+        ),
+        (
+            r#"{"oci_reference":"oci://private/x"}"#,
+            409,
+            "not-installable",
+        ),
+    ] {
+        let answer = setup.post("/api/v1/plugins", body).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.problem().0.as_str()),
+            (status, kind)
+        );
+    }
 }
 
 #[tokio::test]

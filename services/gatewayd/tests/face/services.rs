@@ -140,6 +140,12 @@ impl RegistryService for Registry {
         let manifest = match request.source {
             Some(Source::Manifest(bytes)) => String::from_utf8(bytes).unwrap(),
             Some(Source::ManifestUrl(url)) => format!("{{\"from\":\"{url}\"}}"),
+            Some(Source::OciReference(reference)) if reference.contains("nowhere") => {
+                return Err(Status::not_found("the registry has no such repository"));
+            }
+            Some(Source::OciReference(reference)) if reference.contains("private") => {
+                return Err(Status::failed_precondition("it asks for credentials"));
+            }
             Some(Source::OciReference(reference)) => format!("{{\"from\":\"{reference}\"}}"),
             Some(Source::Name(name)) if name == "nothing" => {
                 return Err(Status::not_found("no index has plugin nothing"));
