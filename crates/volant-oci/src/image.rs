@@ -10,7 +10,7 @@ use crate::{
     cache::CacheError,
     config::{ConfigError, ImageConfig, MAX_CONFIG},
     error::RegistryError,
-    index::{Platform, PlatformError, choose},
+    index::{Platform, PlatformError},
     layout::Layout,
     manifest::{Descriptor, Document, ImageManifest, MAX_MANIFEST, ManifestError},
     plugin,
@@ -166,13 +166,13 @@ pub(crate) async fn find(
                     check_layers(&manifest, &config)?;
                     return Ok(Found {
                         digest,
-                        manifest,
+                        manifest: *manifest,
                         config,
                     });
                 }
                 there.push(format!("{}/{}", config.os, config.architecture));
             }
-            Document::Index(index) => match choose(&index, platform) {
+            Document::Index(index) => match index.choose(platform) {
                 Ok(entries) => queue.extend(entries.into_iter().cloned()),
                 Err(PlatformError::NotThere { there: more, .. }) => there.extend(more),
                 Err(error) => return Err(error.into()),

@@ -95,28 +95,31 @@ fn normal_architecture(text: &str) -> &str {
     }
 }
 
-fn normal_variant<'a>(architecture: &str, variant: Option<&'a str>) -> Option<&'a str> {
-    match (architecture, variant) {
-        ("amd64", Some("v1")) | ("arm64", Some("v8" | "8")) | (_, Some("")) => None,
-        (_, variant) => variant,
+/// Without a variant, arm64 is v8, amd64 is v1 and arm is v7, as other tools have it.
+fn variant_number(architecture: &str, variant: Option<&str>) -> Option<u8> {
+    match variant.filter(|text| !text.is_empty()) {
+        Some(text) => text.strip_prefix('v').unwrap_or(text).parse().ok(),
+        None => match architecture {
+            "amd64" => Some(1),
+            "arm" => Some(7),
+            "arm64" => Some(8),
+            _ => Some(0),
+        },
     }
 }
 
 impl Platform {
-    /// Whether an image for `os/architecture/variant` is one for this, and how well it fits: more is better.
+    /// Whether an image for `os/architecture/variant` runs on this, and how well it fits: more is better.
     fn fits(&self, os: &str, architecture: &str, variant: Option<&str>) -> Option<u8> {
         let architecture = normal_architecture(architecture);
         if os != self.os || architecture != self.architecture {
             return None;
         }
-        let wanted = normal_variant(architecture, self.variant.as_deref());
-        match (wanted, normal_variant(architecture, variant)) {
-            (wanted, has) if wanted == has => Some(2),
-            // Without a wish, the plain one is better, but any is one. A wish takes the plain one, too.
-            (None, Some(_)) if architecture == "arm" => Some(1),
-            (Some(_), None) => Some(1),
-            _ => None,
+        if variant.filter(|text| !text.is_empty()) == self.variant.as_deref() {
+            return Some(u8::MAX);
         }
+        let wanted = variant_number(architecture, self.variant.as_deref())?;
+        variant_number(architecture, variant).filter(|has| *has <= wanted)
     }
 
     /// Whether an image with this configuration runs here. One that does not say is taken.
@@ -129,12 +132,27 @@ impl Platform {
     }
 }
 
+impl Index {
+    /// The entry for `platform`; without one, those that do not say what they are for.
+    ///
+    /// # Errors
+    /// There is neither.
+    pub fn choose(&self, platform: &Platform) -> Result<Vec<&Descriptor>, PlatformError> {
+        choose(self, platform)
+    }
+
+    /// The entries that `name` names; without a name, all if that is clear.
+    ///
+    /// # Errors
+    /// There is no such name, or there are several and none was given.
+    pub fn named(&self, name: Option<&str>) -> Result<Vec<&Descriptor>, PlatformError> {
+        named(self, name)
+    }
+}
+
 /// The entry for `platform`. Nested indexes that do not say what they are for come last, all of them, for the caller
 /// to look into.
-pub(crate) fn choose<'a>(
-    index: &'a Index,
-    platform: &Platform,
-) -> Result<Vec<&'a Descriptor>, PlatformError> {
+fn choose<'a>(index: &'a Index, platform: &Platform) -> Result<Vec<&'a Descriptor>, PlatformError> {
     let usable = || {
         index
             .manifests
@@ -194,10 +212,7 @@ fn is_attestation(entry: &Descriptor) -> bool {
 }
 
 /// The entries of a layout's index that `name` names; without a name, all if they have one name or none at all.
-pub(crate) fn named<'a>(
-    index: &'a Index,
-    name: Option<&str>,
-) -> Result<Vec<&'a Descriptor>, PlatformError> {
+fn named<'a>(index: &'a Index, name: Option<&str>) -> Result<Vec<&'a Descriptor>, PlatformError> {
     let name_of = |entry: &'a Descriptor| {
         let own = entry.annotation(REF_NAME);
         own.or_else(|| entry.annotation(CONTAINERD_NAME))
@@ -294,8 +309,11 @@ mod tests {
             ("linux/x86_64", 5),
             ("linux/amd64/v3", 4),
             ("linux/amd64/v2", 5),
+            ("linux/amd64/v4", 4),
             ("linux/arm/v7", 3),
-            ("linux/arm", 2),
+            ("linux/arm/v6", 2),
+            ("linux/arm", 3),
+            ("linux/arm/v8", 3),
             ("linux/arm64", 6),
             ("linux/aarch64", 6),
         ];

@@ -7,7 +7,7 @@ use volant_spec::Digest;
 use crate::{
     blob::Extent,
     image::{Documents, Image, ImageError, assemble, find},
-    index::{Platform, named},
+    index::Platform,
     manifest::{Descriptor, Document, MAX_MANIFEST},
     tarindex::TarIndex,
     verify::digest_of,
@@ -80,15 +80,12 @@ impl Layout {
             let message = "index.json of the layout is no index";
             return Err(ImageError::Archive(message.to_owned()));
         };
-        let mut roots: Vec<Descriptor> = named(&index, name)?.into_iter().cloned().collect();
+        let mut roots: Vec<Descriptor> = index.named(name)?.into_iter().cloned().collect();
         // The same name may stand for several platforms.
         if roots.len() > 1 {
             let mut narrowed = index.clone();
             narrowed.manifests = roots;
-            roots = crate::index::choose(&narrowed, platform)?
-                .into_iter()
-                .cloned()
-                .collect();
+            roots = narrowed.choose(platform)?.into_iter().cloned().collect();
         }
         let found = find(roots, platform, &Documents::Layout(self)).await?;
         let places: Result<Vec<Extent>, ImageError> = found

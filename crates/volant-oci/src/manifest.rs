@@ -94,7 +94,7 @@ pub struct Index {
 /// What is behind a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
     Index(Index),
 }
 
@@ -163,7 +163,7 @@ impl Document {
             let manifest: ImageManifest =
                 serde_json::from_slice(bytes).map_err(ManifestError::Neither)?;
             let entries = manifest.layers.len();
-            (Self::Manifest(manifest), entries)
+            (Self::Manifest(Box::new(manifest)), entries)
         };
         if entries > MAX_ENTRIES {
             return Err(ManifestError::TooMany(entries));

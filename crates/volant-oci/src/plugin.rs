@@ -267,7 +267,7 @@ pub async fn inspect(client: &Client, reference: &Reference) -> Result<Inspectio
             let platforms = platforms(&index);
             return Ok(Inspection::Index { digest, platforms });
         }
-        Document::Manifest(manifest) => manifest,
+        Document::Manifest(manifest) => *manifest,
     };
     // From the same place, whatever the tag is by now.
     let reference = &reference.at(digest);

@@ -79,7 +79,7 @@ impl Registries {
     pub fn from_env() -> Result<Self, RegistriesError> {
         let given = |name| env::var_os(name).filter(|value| !value.is_empty());
         if let Some(path) = given("CONTAINERS_REGISTRIES_CONF") {
-            return Self::files(&[path.into()]);
+            return Self::read(Path::new(&path));
         }
         let user = given("XDG_CONFIG_HOME")
             .map(PathBuf::from)
@@ -87,6 +87,14 @@ impl Registries {
             .map(|dir| dir.join("containers"))
             .filter(|dir| dir.join("registries.conf").exists());
         Self::below(&user.unwrap_or_else(|| "/etc/containers".into()))
+    }
+
+    /// What this file alone says.
+    ///
+    /// # Errors
+    /// It cannot be read. That it is not there is no error.
+    pub fn read(path: &Path) -> Result<Self, RegistriesError> {
+        Self::files(&[path.to_owned()])
     }
 
     fn below(dir: &Path) -> Result<Self, RegistriesError> {
