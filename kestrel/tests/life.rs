@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 use tokio::task::LocalSet;
 use tonic::Status;
 use volant_proto::agent::v1::{
-    PROTOCOL, RootFilesystem, Workload, going_down::Reason, report_request::Report,
+    PROTOCOL, RootFilesystem, going_down::Reason, report_request::Report,
 };
 
 const TRAP: &str = "trap 'echo stopping; exit 7' TERM; echo ready; while :; do sleep 0.02; done";
@@ -196,18 +196,13 @@ fn a_workload_that_cannot_be_started_is_fatal_with_its_cause() {
     }
 }
 
-fn workload(behaviour: &mut Behaviour) -> &mut Workload {
-    let config = behaviour.config.as_mut().unwrap();
-    config.workload.as_mut().unwrap()
-}
-
 #[tokio::test]
 async fn a_working_directory_that_is_not_there_is_made() {
     alone(async {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("a/b").display().to_string();
         let mut behaviour = Behaviour::shell("pwd");
-        workload(&mut behaviour).workdir = dir.clone();
+        behaviour.workload().workdir = dir.clone();
         let mut world = World::begin(behaviour);
         let (facts, _, _) = world.until_the_end().await;
         assert_eq!(lines(&facts), [dir]);
@@ -219,7 +214,7 @@ async fn a_working_directory_that_is_not_there_is_made() {
 async fn a_user_whom_the_root_does_not_know_is_named() {
     alone(async {
         let mut behaviour = Behaviour::shell("exit 0");
-        workload(&mut behaviour).user = "nginx".to_owned();
+        behaviour.workload().user = "nginx".to_owned();
         let mut world = World::begin(behaviour);
         let (facts, reason, _) = world.until_the_end().await;
         assert_eq!(
@@ -241,7 +236,7 @@ async fn a_workload_of_another_user_has_its_groups_its_home_and_its_output() {
         let mut behaviour = Behaviour::shell(
             "id -u; id -g; id -G; echo $HOME; echo opened >/dev/stdout; echo opened too >>/dev/stderr",
         );
-        workload(&mut behaviour).user = "web".to_owned();
+        behaviour.workload().user = "web".to_owned();
         let mut world = World::begin(behaviour);
         let etc = world.etc.path().join("etc");
         fs::create_dir_all(&etc).unwrap();

@@ -23,6 +23,8 @@ pub struct Kernel {
     pub vmlinux: PathBuf,
     /// Compressed, with the boot initramfs baked in.
     pub bzimage: PathBuf,
+    /// The boot initramfs alone, as a file: an uncompressed cpio archive.
+    pub initramfs: PathBuf,
     /// The configuration that both were built with, complete.
     pub config: PathBuf,
     /// Of Debian's source package.
@@ -66,14 +68,22 @@ pub fn build(boot_initramfs: &[u8]) -> Result<Kernel> {
         )?;
         fs::rename(&stripped, &vmlinux).context("cannot keep vmlinux")?;
     }
-    let bzimage = folder.join(format!("bzImage-{}", cache::key(&[boot_initramfs])));
+    let boot = cache::key(&[boot_initramfs]);
+    let initramfs = folder.join(format!("initramfs-{boot}.cpio"));
+    if !initramfs.exists() {
+        let new = folder.join("initramfs.new");
+        fs::write(&new, boot_initramfs).context("cannot write the boot initramfs")?;
+        fs::rename(&new, &initramfs).context("cannot keep the boot initramfs")?;
+    }
+    let bzimage = folder.join(format!("bzImage-{boot}"));
     if !bzimage.exists() {
         say::step("Baking the boot initramfs into bzImage");
-        bake(&folder, &options, boot_initramfs, &bzimage)?;
+        bake(&folder, &options, &initramfs, &bzimage)?;
     }
     Ok(Kernel {
         vmlinux,
         bzimage,
+        initramfs,
         config,
         source_version,
     })
@@ -135,13 +145,13 @@ fn dropped_options(folder: &Path, options: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn bake(folder: &Path, options: &[u8], boot_initramfs: &[u8], bzimage: &Path) -> Result<()> {
+fn bake(folder: &Path, options: &[u8], initramfs: &Path, bzimage: &Path) -> Result<()> {
     let tree = folder.join("build");
     if !tree.join("vmlinux").exists() {
         configure(folder, options)?;
     }
-    fs::write(folder.join("boot.cpio"), boot_initramfs)
-        .context("cannot write the boot initramfs")?;
+    // Under one name: the kernel has it in its configuration.
+    fs::copy(initramfs, folder.join("boot.cpio")).context("cannot copy the boot initramfs")?;
     say::quietly(
         Command::new("scripts/config")
             .current_dir(folder.join("src"))

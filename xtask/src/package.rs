@@ -152,6 +152,11 @@ fn volant_kernel(kernel: &Kernel, kestrel: &Path) -> Vec<Entry> {
             0o644,
         ),
         (
+            kernel.initramfs.clone(),
+            "usr/lib/volant/kernel/initramfs.cpio".to_owned(),
+            0o644,
+        ),
+        (
             kernel.config.clone(),
             "usr/lib/volant/kernel/config".to_owned(),
             0o644,

@@ -79,7 +79,7 @@ pub enum RootError {
         found: Format,
     },
     #[error(
-        "cannot mount the {format} on {device}, which is damaged or has features that the guest's kernel lacks (the console has its words)"
+        "cannot mount the {format} on {device}, which is damaged, cut short, or has features that the guest's kernel lacks"
     )]
     Image {
         device: String,
@@ -373,7 +373,7 @@ mod tests {
         assert!(
             error(&squashfs, None)
                 .await
-                .starts_with("cannot mount the squashfs on /dev/vda, which is damaged")
+                .starts_with("cannot mount the squashfs on /dev/vda, which is damaged, cut short")
         );
         let gzip = FakeKernel::default();
         gzip.has_disk("vda", "rootfs", b"\x1f\x8b");

@@ -263,6 +263,11 @@ impl Behaviour {
         }
     }
 
+    pub fn workload(&mut self) -> &mut Workload {
+        let config = self.config.as_mut().unwrap();
+        config.workload.as_mut().unwrap()
+    }
+
     pub fn shell(script: &str) -> Self {
         Self::run(&["/bin/sh", "-c", script])
     }

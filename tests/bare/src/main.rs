@@ -1,9 +1,13 @@
 //! Starts VMMs with the arguments, kernel and initramfs that vmd uses, waits for their agents' hello and kills them. No
 //! systemd, bus, registry or address service takes part. Prints the milliseconds from the first start to each hello.
+//!
+//! With a program, it waits for that program's start instead, and with `--to-the-end` for the machine's end: what the
+//! machine's console and the agent say goes to standard error then.
 
 use std::{
     fs::{self, File},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,19 +15,33 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use vmd::{
     agent::{self, Agent, Fact},
-    hypervisor::{MachineSpec, Nic, detect},
+    hypervisor::{MachineSpec, Nic, ROOTFS_SERIAL, detect},
     journal::Journal,
     logs::{Labels, Limits, Logs},
 };
-use volant_proto::agent::v1::RunConfig;
+use volant_proto::agent::v1::{RootFilesystem, RunConfig, Workload};
 use volant_spec::{Resources, config::Vmm};
 
 #[derive(Debug, Parser)]
 struct Args {
     #[arg(long, default_value = "/usr/lib/volant/kernel/vmlinux")]
     kernel: PathBuf,
+    /// May be absent with a kernel that has one in it
     #[arg(long)]
-    initramfs: PathBuf,
+    initramfs: Option<PathBuf>,
+    /// A disk that becomes the root
+    #[arg(long, requires = "program")]
+    rootfs: Option<PathBuf>,
+    #[arg(long, default_value = "raw")]
+    format: String,
+    /// Whom the program runs as
+    #[arg(long, default_value = "")]
+    user: String,
+    #[arg(long, default_value = "")]
+    workdir: String,
+    /// Wait for the end of the machine
+    #[arg(long, requires = "program")]
+    to_the_end: bool,
     #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// In MiB
@@ -32,6 +50,40 @@ struct Args {
     /// How many at once
     #[arg(long, default_value_t = 1)]
     count: u32,
+    /// The program and its arguments
+    #[arg(last = true)]
+    program: Vec<String>,
+}
+
+impl Args {
+    /// What the guest is told; without a program, nothing that it could run.
+    fn run_config(&self) -> RunConfig {
+        if self.program.is_empty() {
+            return RunConfig::default();
+        }
+        RunConfig {
+            hostname: "bare".to_owned(),
+            workload: Some(Workload {
+                entrypoint: self.program.clone(),
+                user: self.user.clone(),
+                workdir: self.workdir.clone(),
+                ..Workload::default()
+            }),
+            root: self.rootfs.as_ref().map(|_| RootFilesystem {
+                serial: ROOTFS_SERIAL.to_owned(),
+                format: self.format.clone(),
+            }),
+            ..RunConfig::default()
+        }
+    }
+
+    fn is_last(&self, fact: &Fact) -> bool {
+        match fact {
+            Fact::Hello { .. } => self.program.is_empty(),
+            Fact::WorkloadStarted { .. } => !self.to_the_end,
+            _ => false,
+        }
+    }
 }
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -42,7 +94,7 @@ async fn main() -> Result<()> {
     let base = PathBuf::from(format!("/run/bare-vmm-{}", std::process::id()));
     fs::create_dir(&base).with_context(|| format!("cannot make {}", base.display()))?;
     let answer = tokio::task::LocalSet::new()
-        .run_until(all(&args, &base))
+        .run_until(all(&Arc::new(args), &base))
         .await;
     fs::remove_dir_all(&base).with_context(|| format!("cannot remove {}", base.display()))?;
     #[allow(clippy::print_stdout, reason = "this is what the program is for")]
@@ -52,12 +104,13 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-async fn all(args: &Args, base: &std::path::Path) -> Result<Vec<u128>> {
+async fn all(args: &Arc<Args>, base: &std::path::Path) -> Result<Vec<u128>> {
     let begun = Instant::now();
     let mut running = Vec::new();
     for number in 0..args.count {
         let spec = spec(args, base, number)?;
-        running.push(tokio::task::spawn_local(one(spec, begun)));
+        let args = Arc::clone(args);
+        running.push(tokio::task::spawn_local(one(args, spec, begun)));
     }
     let mut all = Vec::new();
     for one in running {
@@ -78,7 +131,13 @@ fn spec(args: &Args, base: &std::path::Path, number: u32) -> Result<MachineSpec>
         uuid: format!("00000000-0000-4000-8000-{number:012x}"),
         resources: Resources::new(args.cpus, args.memory)?,
         kernel: open(&args.kernel)?.into(),
-        initramfs: open(&args.initramfs)?.into(),
+        initramfs: args
+            .initramfs
+            .as_ref()
+            .map(open)
+            .transpose()?
+            .map(Into::into),
+        rootfs: args.rootfs.as_ref().map(open).transpose()?.map(Into::into),
         nic: Some(Nic {
             tap,
             mac: format!("02:00:00:00:00:{number:02x}"),
@@ -89,7 +148,7 @@ fn spec(args: &Args, base: &std::path::Path, number: u32) -> Result<MachineSpec>
     })
 }
 
-async fn one(spec: MachineSpec, begun: Instant) -> Result<u128> {
+async fn one(args: Arc<Args>, spec: MachineSpec, begun: Instant) -> Result<u128> {
     let name = spec.name.to_string();
     let listener = agent::listen(&spec.vsock)?;
     let labels = Labels {
@@ -102,24 +161,40 @@ async fn one(spec: MachineSpec, begun: Instant) -> Result<u128> {
         labels,
         Limits::default(),
     );
-    let (agent, _commands, mut facts) = Agent::new(RunConfig::default(), logs.clone());
+    let (agent, _commands, mut facts) = Agent::new(args.run_config(), logs.clone());
     let served = tokio::task::spawn_local(agent::serve(listener, agent, logs));
     let choice = detect::choose(Vmm::Auto, &detect::Facts::gather())?;
     let mut machine = choice.hypervisor().launch(spec).await?;
-    let (mut console, _) = machine.console.into_split();
-    let drained = tokio::task::spawn_local(async move {
-        tokio::io::copy(&mut console, &mut tokio::io::sink()).await
+    // Both halves, as vmd holds them: a VMM whose console is closed one way gives it up.
+    let (mut console, _writer) = machine.console.into_split();
+    let drained = tokio::task::spawn_local({
+        let args = Arc::clone(&args);
+        async move {
+            if args.program.is_empty() {
+                tokio::io::copy(&mut console, &mut tokio::io::sink()).await
+            } else {
+                tokio::io::copy(&mut console, &mut tokio::io::stderr()).await
+            }
+        }
     });
-    let hello = loop {
-        match tokio::time::timeout(LIMIT, facts.recv()).await {
-            Ok(Some(Fact::Hello { .. })) => break begun.elapsed().as_millis(),
-            Ok(Some(_)) => {}
+    let reached = loop {
+        let fact = tokio::select! {
+            fact = tokio::time::timeout(LIMIT, facts.recv()) => fact,
+            exit = machine.control.wait(), if args.to_the_end => {
+                eprintln!("{name}: {exit:?}");
+                break begun.elapsed().as_millis();
+            }
+        };
+        match fact {
+            Ok(Some(fact)) if args.is_last(&fact) => break begun.elapsed().as_millis(),
+            Ok(Some(Fact::Fatal(cause))) if !args.to_the_end => bail!("{name}: {cause}"),
+            Ok(Some(fact)) => eprintln!("{name}: {fact:?}"),
             Ok(None) => bail!("{name}: nobody listens any more"),
-            Err(_) => bail!("{name}: no hello within {LIMIT:?}"),
+            Err(_) => bail!("{name}: nothing within {LIMIT:?}"),
         }
     };
     machine.control.kill().await;
     served.abort();
     drained.abort();
-    Ok(hello)
+    Ok(reached)
 }
