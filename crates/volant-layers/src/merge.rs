@@ -18,8 +18,9 @@ const SPECIAL: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Where AUFS kept files with several names: their other names are links to these.
 const LINKS: &[u8] = b".wh..wh.plnk";
-/// How many names are read from symbolic links, over all entries: far more than any image needs.
-const MAX_STEPS: u64 = 50_000_000;
+/// The names that may be looked up or passed by for each entry that there may be: images need ten or twenty.
+/// Without it, a small layer of deep names, links and marks could keep us for days.
+const WORK_PER_ENTRY: u64 = 50;
 
 /// A layer, as a tar stream that is not compressed. It is read once by [`merge`], to its very end, and once more
 /// by [`Tree::emit`] if something of it is left, as far as needed.
@@ -37,7 +38,7 @@ pub trait Layer {
 /// How large layers may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Entries of all layers together.
+    /// Entries of all layers together; what it may take to find their places follows from it.
     pub entries: u32,
     /// Bytes of memory for the paths, links and attributes of all layers together.
     pub memory: u64,
@@ -74,8 +75,8 @@ pub enum MergeError {
     Memory(u64),
     #[error("the files of the layers have more than {0} bytes")]
     Content(u64),
-    #[error("the layers lead through symbolic links more often than any image needs")]
-    Steps,
+    #[error("the names and links of the layers are deeper than those of any image")]
+    Work,
 }
 
 /// Why an entry was refused.
@@ -136,7 +137,7 @@ pub fn merge(layers: &[&dyn Layer], limits: &Limits) -> Result<Tree, MergeError>
         limits: *limits,
         entries: 0,
         content: 0,
-        steps: 0,
+        work: 0,
     };
     for (index, layer) in (0..).zip(layers) {
         merger.layer(index, *layer)?;
@@ -149,7 +150,7 @@ struct Merger {
     limits: Limits,
     entries: u32,
     content: u64,
-    steps: u64,
+    work: u64,
 }
 
 impl Merger {
@@ -178,6 +179,9 @@ impl Merger {
                         source,
                     },
                 })?;
+            if self.work > u64::from(self.limits.entries) * WORK_PER_ENTRY {
+                return Err(MergeError::Work);
+            }
             if self.tree.cost() > self.limits.memory {
                 return Err(MergeError::Memory(self.limits.memory));
             }
@@ -201,7 +205,7 @@ impl Merger {
         if let Some(special) = name::parts(&path).find(|part| part.starts_with(SPECIAL)) {
             if special == OPAQUE && last == OPAQUE {
                 let key = self.follow(folder)?.0;
-                self.tree.clear(&key, layer);
+                self.work += self.tree.clear(&key, layer);
                 return Ok(());
             }
             if name::parts(&path).next() != Some(LINKS) {
@@ -215,7 +219,7 @@ impl Merger {
             }
             let mut key = self.follow(folder)?.0;
             name::push(&mut key, gone);
-            self.tree.white_out(&key, layer);
+            self.work += self.tree.white_out(&key, layer);
             return Ok(());
         }
 
@@ -315,10 +319,7 @@ impl Merger {
                 WalkError::Nowhere => Refusal::Nowhere,
                 WalkError::TooLong => Refusal::Name(NameError::TooLong),
             })?;
-        self.steps += walk.steps;
-        if self.steps > MAX_STEPS {
-            return Err(Fault::Whole(MergeError::Steps));
-        }
+        self.work += walk.work;
         Ok((walk.key, walk.found))
     }
 }

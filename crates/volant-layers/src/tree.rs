@@ -60,8 +60,8 @@ pub(crate) struct Walk {
     pub key: Vec<u8>,
     /// The length of the part of the key that is there.
     pub found: usize,
-    /// How many names were read from links.
-    pub steps: u64,
+    /// The work that it was.
+    pub work: u64,
 }
 
 /// Why a path cannot be followed.
@@ -177,7 +177,7 @@ impl Tree {
     pub(crate) fn put(&mut self, key: &[u8], inode: Arc<Inode>, layer: u32) {
         let was_directory = self.get(key).is_some_and(Inode::is_directory);
         if was_directory && !inode.is_directory() {
-            self.remove_below(key, |_| true);
+            self.remove_below(key, |_, _| true);
         }
         self.set(key, inode, layer);
         self.touch(key, layer);
@@ -193,30 +193,38 @@ impl Tree {
         self.touch(key, layer);
     }
 
-    /// Removes what layers below `layer` left at and below a key; what this layer wrote stays.
-    pub(crate) fn white_out(&mut self, key: &[u8], layer: u32) {
-        self.clear(key, layer);
+    /// Removes what layers below `layer` left at and below a key; what this layer wrote stays. Gives the work
+    /// that it was.
+    pub(crate) fn white_out(&mut self, key: &[u8], layer: u32) -> u64 {
+        let work = self.clear(key, layer);
         if self.nodes.get(key).is_some_and(|node| node.layer < layer) {
             self.nodes.remove(key);
         }
+        work
     }
 
-    /// Removes what layers below `layer` left below a key; what this layer wrote stays.
-    pub(crate) fn clear(&mut self, key: &[u8], layer: u32) {
+    /// Removes what layers below `layer` left below a key; what this layer wrote stays. Gives the work that it
+    /// was.
+    pub(crate) fn clear(&mut self, key: &[u8], layer: u32) -> u64 {
+        let mut work = 0;
         if self.get(key).is_some_and(Inode::is_directory) {
-            self.remove_below(key, |node| node.layer < layer);
+            self.remove_below(key, |path, node| {
+                work += work_of(path);
+                node.layer < layer
+            });
         }
+        work
     }
 
     /// Removes a key with all below it.
     pub(crate) fn remove(&mut self, key: &[u8]) {
-        self.remove_below(key, |_| true);
+        self.remove_below(key, |_, _| true);
         self.nodes.remove(key);
     }
 
     /// Follows a path from the root as far as it goes.
     pub(crate) fn walk(&self, path: &[u8], above: Above) -> Result<Walk, WalkError> {
-        let (mut links, mut steps) = (0, 0);
+        let (mut links, mut work) = (0, 0);
         let mut link = Vec::new();
         let mut key = Vec::new();
         let mut todo: Vec<&[u8]> = name::parts(path).rev().collect();
@@ -230,6 +238,7 @@ impl Tree {
             }
             let length = key.len();
             name::push(&mut key, part);
+            work += work_of(&key);
             if key.len() > MAX_PATH {
                 return Err(WalkError::TooLong);
             }
@@ -241,9 +250,7 @@ impl Tree {
                     }
                     link.clone_from(&key);
                     key.truncate(if target.starts_with(b"/") { 0 } else { length });
-                    let before = todo.len();
                     todo.extend(name::parts(target).rev());
-                    steps += (todo.len() - before) as u64;
                 }
                 Some(_) => {}
                 None => {
@@ -259,13 +266,13 @@ impl Tree {
                     return Ok(Walk {
                         key,
                         found: length,
-                        steps,
+                        work,
                     });
                 }
             }
         }
         let found = key.len();
-        Ok(Walk { key, found, steps })
+        Ok(Walk { key, found, work })
     }
 
     /// The key of the folder at an absolute path, made when missing; `path` is what an error is about.
@@ -308,7 +315,7 @@ impl Tree {
         }
     }
 
-    fn remove_below(&mut self, key: &[u8], mut gone: impl FnMut(&Node) -> bool) {
+    fn remove_below(&mut self, key: &[u8], mut gone: impl FnMut(&[u8], &Node) -> bool) {
         let (from, to) = if key.is_empty() {
             (Bound::Excluded(key.into()), Bound::Unbounded)
         } else {
@@ -317,9 +324,14 @@ impl Tree {
             (Bound::Included(from), Bound::Excluded(to))
         };
         self.nodes
-            .extract_if((from, to), |_, node| gone(node))
+            .extract_if((from, to), |path, node| gone(path, node))
             .for_each(drop);
     }
+}
+
+/// What it takes to look a key up or to pass it by; keys are compared from their start.
+fn work_of(key: &[u8]) -> u64 {
+    1 + key.len() as u64 / 64
 }
 
 #[cfg(test)]

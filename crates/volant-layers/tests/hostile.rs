@@ -303,6 +303,41 @@ fn readers_cannot_be_made_to_see_different_archives() {
 }
 
 #[test]
+fn deep_names_links_and_marks_cannot_keep_us_busy() {
+    let deep = "d/".repeat(49);
+    let linked = |layer: Archive| (0..90).fold(layer, |layer, n| layer.file(&format!("l/{n}"), ""));
+    let below = (0..500).fold(layer(), |layer, n| {
+        layer
+            .pax(&[("path", format!("{deep}{n}").as_bytes())])
+            .file("a", "")
+    });
+    let marks = (1..49).rev().fold(below, |layer, depth| {
+        layer
+            .pax(&[(
+                "path",
+                format!("{}.wh..wh..opq", "d/".repeat(depth)).as_bytes(),
+            )])
+            .file("a", "")
+    });
+    let cases = [
+        (100, linked(layer().dir(&deep).symlink("l", &deep))),
+        (1000, marks),
+    ];
+    for (entries, archive) in cases {
+        let archives = [archive];
+        let limits = Limits {
+            entries,
+            ..Limits::default()
+        };
+        let error = chain(&merge(&borrowed(&archives), &limits).unwrap_err());
+        assert_eq!(
+            error,
+            "the names and links of the layers are deeper than those of any image"
+        );
+    }
+}
+
+#[test]
 fn limits_hold() {
     let hole = layer()
         .pax(&[("GNU.sparse.size", b"9000"), ("GNU.sparse.map", b"")])
@@ -329,6 +364,7 @@ fn limits_hold() {
         let archives = [archive];
         let limits = if expected.contains("memory") {
             Limits {
+                entries: 1_000_000,
                 content: 1 << 20,
                 ..limits
             }

@@ -125,7 +125,7 @@ impl<R: Read> Reader<R> {
         if header.as_bytes().iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let (mut unsigned, mut signed) = (0, 0);
+        let (mut unsigned, mut signed) = (0_u32, 0_i32);
         for (index, byte) in header.as_bytes().iter().enumerate() {
             // The checksum itself counts as spaces.
             let byte = if (148..156).contains(&index) {
@@ -133,11 +133,11 @@ impl<R: Read> Reader<R> {
             } else {
                 *byte
             };
-            unsigned += i128::from(byte);
-            signed += i128::from(byte.cast_signed());
+            unsigned += u32::from(byte);
+            signed += i32::from(byte.cast_signed());
         }
         let stated = number::field(&header.as_old().cksum);
-        if stated != Some(unsigned) && stated != Some(signed) {
+        if stated != Some(unsigned.into()) && stated != Some(signed.into()) {
             return Err(TarError::Header(at));
         }
         Ok(Some(header))
