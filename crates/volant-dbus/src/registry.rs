@@ -1,14 +1,30 @@
-//! `com.volantvm.Registry1`: what a VM's supervisor needs of the registry.
+//! `com.volantvm.Registry1`: what a VM's supervisor needs of the registry, and plugins as objects for operators.
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
-use zbus::{OwnedFd, zvariant::Type};
+use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, zvariant::Type};
 
 /// The well-known name of registryd.
 pub const NAME: &str = "com.volantvm.Registry1";
-/// The path of its one object.
+/// The path of its manager. It is an object manager, too: below it is an object for each plugin.
 pub const PATH: &str = "/com/volantvm/Registry1";
+
+/// The path of the object of a plugin's version. What is no letter or digit of `NAME@VERSION` is written `_` and two hex
+/// digits, as systemd does it.
+#[must_use]
+pub fn plugin_path(name: &str, version: &str) -> String {
+    let mut path = format!("{PATH}/plugin/");
+    for (at, byte) in format!("{name}@{version}").bytes().enumerate() {
+        let plain = byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit());
+        if plain {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    path
+}
 
 /// A VM's definition, resolved: what its supervisor starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
@@ -57,4 +73,114 @@ pub trait Manager {
     /// The names of the defined VMs.
     #[zbus(property(emits_changed_signal = "false"))]
     fn vms(&self) -> zbus::Result<Vec<String>>;
+
+    /// Installs a plugin from an `http(s)://` URL of a manifest, an `oci://` reference, or `NAME[@VERSION]` of an index.
+    /// Options: `allow-downgrade` (b), and instead of a source (which is empty then) `manifest` (ay) and `signature` (ay).
+    /// It answers when all is downloaded: give the call the time that it needs. Fails with `NotTrusted`, among others.
+    fn install_plugin(
+        &self,
+        source: &str,
+        options: HashMap<String, OwnedVariant>,
+    ) -> zbus::Result<OwnedObjectPath>;
+
+    /// Removes `NAME@VERSION`, or `NAME` if it has one version. Fails with `NoSuchPlugin`, `SeveralVersions`, or `InUse`,
+    /// which names the VMs.
+    fn remove_plugin(&self, plugin: &str) -> zbus::Result<()>;
+
+    /// Enables or disables `NAME@VERSION`, or all versions of `NAME`.
+    fn set_plugin_enabled(&self, plugin: &str, enabled: bool) -> zbus::Result<()>;
+
+    /// Reads `NAME[@VERSION]`, or with an empty text all plugins, again: name, version, what was looked at (`signature` or the
+    /// manifest's field), whether it is well, and details.
+    fn verify_plugins(
+        &self,
+        plugin: &str,
+    ) -> zbus::Result<Vec<(String, String, String, bool, String)>>;
+
+    /// Removes artifacts that nothing refers to. Answers how many, and their bytes.
+    fn collect_garbage(&self) -> zbus::Result<(u64, u64)>;
+
+    /// Looks into the configured indexes: name, description, versions, the index, and the versions that are installed.
+    fn search_plugins(
+        &self,
+        text: &str,
+    ) -> zbus::Result<Vec<(String, String, Vec<String>, String, Vec<String>)>>;
+
+    /// `require`, `warn` or `off`.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn signature_policy(&self) -> zbus::Result<String>;
+
+    /// The keys that are trusted: name, id, public key, and the plugins that it may sign.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn trusted_keys(&self) -> zbus::Result<Vec<(String, String, String, Vec<String>)>>;
+}
+
+#[zbus::proxy(
+    interface = "com.volantvm.Registry1.Plugin",
+    default_service = "com.volantvm.Registry1"
+)]
+pub trait Plugin {
+    /// Lets new VMs be made of it.
+    fn enable(&self) -> zbus::Result<()>;
+
+    /// Lets no new VMs be made of it.
+    fn disable(&self) -> zbus::Result<()>;
+
+    /// As the manager's `RemovePlugin`, of this version.
+    fn remove(&self) -> zbus::Result<()>;
+
+    /// As the manager's `VerifyPlugins`: what was looked at, whether it is well, and details.
+    fn verify(&self) -> zbus::Result<Vec<(String, bool, String)>>;
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> zbus::Result<String>;
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> zbus::Result<String>;
+
+    #[zbus(property)]
+    fn enabled(&self) -> zbus::Result<bool>;
+
+    /// `sha256:` and 64 hex digits.
+    #[zbus(property)]
+    fn manifest_digest(&self) -> zbus::Result<String>;
+
+    /// Of all its artifacts together.
+    #[zbus(property)]
+    fn size_bytes(&self) -> zbus::Result<u64>;
+
+    /// RFC 3339.
+    #[zbus(property)]
+    fn installed_at(&self) -> zbus::Result<String>;
+
+    /// The key whose signature was verified: its name and its id; both empty when there was none.
+    #[zbus(property)]
+    fn signed_by(&self) -> zbus::Result<(String, String)>;
+
+    /// Where it came from; empty for an upload.
+    #[zbus(property)]
+    fn source(&self) -> zbus::Result<String>;
+
+    /// The manifest's own text (JSON).
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    fn manifest(&self) -> zbus::Result<String>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugins_path_is_escaped_as_systemd_does_it() {
+        let cases = [
+            ("caddy", "2.6.2", "caddy_402_2e6_2e2"),
+            ("9-lives", "1.0+b_1", "_39_2dlives_401_2e0_2bb_5f1"),
+        ];
+        for (name, version, expected) in cases {
+            assert_eq!(
+                plugin_path(name, version),
+                format!("{PATH}/plugin/{expected}")
+            );
+        }
+    }
 }

@@ -107,7 +107,7 @@ impl Fetcher {
         let mut start = 0;
         match response.status() {
             StatusCode::PARTIAL_CONTENT if offset > 0 && begins_at(&response, offset) => {
-                start = offset
+                start = offset;
             }
             // Another part than the one that was asked for, or none.
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => {

@@ -10,7 +10,7 @@ use volant_spec::{
 use crate::{
     Registry,
     fetch::FetchError,
-    install::{InstallError, shown, web_url},
+    install::{InstallError, is_web, shown, web_url},
     status::chain,
     store::PluginError,
 };
@@ -99,9 +99,10 @@ impl Registry {
             let Some(release) = index.find(&plugin.name, plugin.version.as_ref()) else {
                 continue;
             };
-            let at = url
-                .join(&release.manifest)
-                .map_or_else(|_| release.manifest.clone(), String::from);
+            let at = match url.join(&release.manifest) {
+                Ok(joined) if is_web(&joined) => joined.into(),
+                _ => release.manifest.clone(),
+            };
             return Ok(Release {
                 plugin: PluginRef {
                     name: plugin.name,

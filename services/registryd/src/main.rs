@@ -56,7 +56,7 @@ async fn main() -> anyhow::Result<()> {
     let bus = dbus::serve(system, registry.clone(), dbus::BusCallers)
         .await
         .context("cannot connect to the system bus")?;
-    dbus::take_name(&bus)
+    bus.take_name()
         .await
         .context("cannot serve on the system bus")?;
     ready("keeping the registry").context("cannot tell systemd that the service serves")?;
@@ -80,7 +80,7 @@ async fn main() -> anyhow::Result<()> {
             return;
         }
         // The name first: the next call on the bus starts a new process.
-        if let Err(error) = dbus::release_name(&bus).await {
+        if let Err(error) = bus.release_name().await {
             tracing::warn!("cannot release the bus name: {error}");
         }
     };
@@ -91,6 +91,6 @@ async fn main() -> anyhow::Result<()> {
         // A failure: systemd starts the service anew, with its name.
         bail!("the system bus closed the connection");
     }
-    bus.graceful_shutdown().await;
+    bus.end().await;
     Ok(())
 }

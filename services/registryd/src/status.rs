@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use volant_oci::{RegistryError, Trouble};
 use volant_spec::config::ConfigError;
 
 use crate::{
@@ -53,6 +54,7 @@ pub fn of_store(error: &StoreError) -> Status {
 pub fn of_install(error: &InstallError) -> Status {
     let code = match error {
         InstallError::Url { .. }
+        | InstallError::Reference(_)
         | InstallError::Manifest(_)
         | InstallError::Size { .. }
         | InstallError::IndexChecksum { .. }
@@ -62,8 +64,13 @@ pub fn of_install(error: &InstallError) -> Status {
         | InstallError::Fetch { source, .. } => fetch_code(source),
         InstallError::Trust(_) => Code::PermissionDenied,
         InstallError::Config(error) => config_code(error),
+        InstallError::Registries(_) => Code::FailedPrecondition,
+        InstallError::Pull(error) => pull_code(error),
+        InstallError::PullArtifact { source, .. } => registry_code(source),
         InstallError::NotInIndex { .. } => Code::NotFound,
-        InstallError::NotUploaded { .. } | InstallError::NoIndex(_) => Code::FailedPrecondition,
+        InstallError::NotUploaded { .. }
+        | InstallError::NotPushed { .. }
+        | InstallError::NoIndex(_) => Code::FailedPrecondition,
         InstallError::Keep { source, .. } => blob_code(source),
         InstallError::Plugin(error) => plugin_code(error),
         InstallError::Store(error) => store_code(error),
@@ -96,6 +103,29 @@ pub fn of_verify(error: &VerifyError) -> Status {
 #[must_use]
 pub fn of_config(error: &ConfigError) -> Status {
     Status::new(config_code(error), chain(error))
+}
+
+fn pull_code(error: &volant_oci::plugin::PluginError) -> Code {
+    use volant_oci::plugin::PluginError;
+    match error {
+        PluginError::Registry(error) => registry_code(error),
+        PluginError::Manifest { .. }
+        | PluginError::NotAPlugin { .. }
+        | PluginError::Broken { .. }
+        | PluginError::Config { .. }
+        | PluginError::PushToDigest { .. } => Code::InvalidArgument,
+    }
+}
+
+fn registry_code(error: &RegistryError) -> Code {
+    match error.trouble() {
+        Trouble::NotFound { .. } => Code::NotFound,
+        Trouble::Unauthorized { .. } | Trouble::Credentials(_) | Trouble::Endpoint(_) => {
+            Code::FailedPrecondition
+        }
+        Trouble::Digest { .. } | Trouble::TooLarge { .. } => Code::InvalidArgument,
+        _ => Code::Unavailable,
+    }
 }
 
 fn config_code(error: &ConfigError) -> Code {

@@ -43,10 +43,13 @@ pub enum TrustError {
     Untrusted {
         plugin: PluginRef,
         problems: Vec<String>,
-        source: Untrusted,
+        source: Box<Untrusted>,
     },
     #[error("the plugin '{plugin}' is refused; allow a downgrade if you mean it")]
-    Replayed { plugin: PluginRef, source: Replay },
+    Replayed {
+        plugin: PluginRef,
+        source: Box<Replay>,
+    },
 }
 
 /// A plugin that is let in.
@@ -122,7 +125,8 @@ impl Trust {
         );
         let trusted = match decision {
             Decision::Trusted(trusted) => trusted,
-            Decision::Refused(source) => {
+            Decision::Refused(reason) => {
+                let source = Box::new(reason);
                 let problems = self.problems.clone();
                 return Err(TrustError::Untrusted {
                     plugin,
@@ -151,7 +155,8 @@ impl Trust {
         match replay(before.newest.as_ref(), &accepted) {
             Ok(()) => {}
             Err(_) if before.installed => {}
-            Err(source) if policy == Policy::Require && !before.allow_downgrade => {
+            Err(reason) if policy == Policy::Require && !before.allow_downgrade => {
+                let source = Box::new(reason);
                 return Err(TrustError::Replayed { plugin, source });
             }
             Err(replay) => warnings.push(format!("the plugin '{plugin}' goes back: {replay}")),

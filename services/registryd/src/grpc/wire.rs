@@ -34,9 +34,7 @@ pub(super) fn install(request: v1::InstallPluginRequest) -> Result<Install, Stat
             signature,
         }),
         Some(install_plugin_request::Source::ManifestUrl(url)) => Source::Url(url),
-        Some(install_plugin_request::Source::OciReference(_)) => {
-            return Err(Status::unimplemented("oci:// references"));
-        }
+        Some(install_plugin_request::Source::OciReference(reference)) => Source::Oci(reference),
         Some(install_plugin_request::Source::Name(name)) => Source::Name(plugin_ref(&name)?),
         None => {
             return Err(Status::invalid_argument(

@@ -5,15 +5,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use url::Url;
+use volant_oci::{BlobStream, RegistryError, Trouble};
 use volant_spec::manifest::Named;
 
 use super::{
     InstallError, Progress,
-    obtain::From,
+    obtain::{From, Repository},
     urls::{artifact_url, shown},
 };
-use crate::{Registry, fetch::FetchError, sink::Sink, store::BlobError};
+use crate::{
+    Registry,
+    fetch::{Download, FetchError},
+    sink::Sink,
+    store::BlobError,
+};
 
 /// Between two progress messages of an artifact.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -25,14 +32,22 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// An artifact on its way.
 struct Wanted<'a> {
     artifact: &'a Named<'a>,
-    place: Place,
+    place: Place<'a>,
     progress: &'a (dyn Fn(Progress) + Send + Sync),
     throttle: Mutex<Throttle>,
 }
 
 /// Where an artifact is.
-enum Place {
+enum Place<'a> {
     Web(Url),
+    /// Of so many bytes.
+    Repository(&'a Repository, u64),
+}
+
+/// Bytes on their way.
+enum Stream {
+    Web(Box<Download>),
+    Registry(Box<BlobStream>),
 }
 
 impl Registry {
@@ -72,13 +87,14 @@ impl Registry {
         let digest = wanted.artifact.checksum;
         let keep = |source| wanted.keep(source);
         let mut sink = Sink::resume(self.store(), digest).await.map_err(keep)?;
-        let mut retries = 0;
+        let (mut retries, mut anew) = (0, false);
         loop {
             let mut resumed = sink.size() > 0;
             match self.attempt(wanted, &mut sink, &mut resumed).await {
-                Ok(()) if resumed && !sink.matches(&digest).await.map_err(keep)? => {
+                Ok(()) if resumed && !anew && !sink.matches(&digest).await.map_err(keep)? => {
                     // What was there before was not the beginning of it.
                     sink.restart().map_err(keep)?;
+                    anew = true;
                 }
                 Ok(()) => break,
                 Err(error) if is_passing(&error) => {
@@ -112,16 +128,12 @@ impl Registry {
         if *resumed && declared == Some(sink.size()) {
             return Ok(());
         }
-        let Place::Web(url) = &wanted.place;
-        let fetch = |source| wanted.fetch(source);
         let keep = |source| wanted.keep(source);
-        let got = self.fetcher().get_from(url, sink.size()).await;
-        let mut download = got.map_err(fetch)?;
-        if download.start() == 0 && *resumed {
+        let (mut stream, announced, start) = self.open(wanted, sink.size()).await?;
+        if start == 0 && *resumed {
             sink.restart().map_err(keep)?;
             *resumed = false;
         }
-        let announced = download.total();
         if let Some(size) = announced {
             checked(wanted.artifact, size)?;
         }
@@ -130,7 +142,7 @@ impl Registry {
         if total.is_some_and(|size| size > limit) {
             return Err(keep(BlobError::TooLarge { limit }));
         }
-        while let Some(chunk) = download.chunk().await.map_err(fetch)? {
+        while let Some(chunk) = wanted.next(&mut stream).await? {
             sink.push(&chunk).await.map_err(keep)?;
             let done = sink.size();
             if declared.is_some_and(|declared| done > declared) {
@@ -142,6 +154,32 @@ impl Registry {
         }
         checked(wanted.artifact, sink.size())
     }
+
+    /// The bytes from `offset` on if the server can do that; the size of the whole if it is announced, and where the bytes
+    /// begin.
+    async fn open(
+        &self,
+        wanted: &Wanted<'_>,
+        offset: u64,
+    ) -> Result<(Stream, Option<u64>, u64), InstallError> {
+        match &wanted.place {
+            Place::Web(url) => {
+                let got = self.fetcher().get_from(url, offset).await;
+                let download = got.map_err(|source| wanted.fetch(source))?;
+                let (total, start) = (download.total(), download.start());
+                Ok((Stream::Web(Box::new(download)), total, start))
+            }
+            Place::Repository(repository, size) => {
+                // More than there is of it: what is there is something else.
+                let start = if offset < *size { offset } else { 0 };
+                let digest = &wanted.artifact.checksum;
+                let client = &repository.client;
+                let got = client.blob(&repository.reference, digest, *size, start);
+                let stream = got.await.map_err(|source| wanted.pull(source))?;
+                Ok((Stream::Registry(Box::new(stream)), Some(*size), start))
+            }
+        }
+    }
 }
 
 impl Wanted<'_> {
@@ -150,6 +188,20 @@ impl Wanted<'_> {
             artifact: self.artifact.field.clone(),
             url: self.place.shown(),
             source,
+        }
+    }
+
+    fn pull(&self, source: RegistryError) -> InstallError {
+        InstallError::PullArtifact {
+            artifact: self.artifact.field.clone(),
+            source,
+        }
+    }
+
+    async fn next(&self, stream: &mut Stream) -> Result<Option<Bytes>, InstallError> {
+        match stream {
+            Stream::Web(download) => download.chunk().await.map_err(|e| self.fetch(e)),
+            Stream::Registry(blob) => blob.chunk().await.map_err(|e| self.pull(e)),
         }
     }
 
@@ -175,34 +227,52 @@ impl Wanted<'_> {
     }
 }
 
-impl Place {
+impl Place<'_> {
     fn shown(&self) -> String {
         match self {
             Self::Web(url) => shown(url),
+            Self::Repository(repository, _) => repository.reference.to_string(),
         }
     }
 }
 
-fn place(artifact: &Named<'_>, from: &From) -> Result<Place, InstallError> {
+fn place<'a>(artifact: &Named<'_>, from: &'a From) -> Result<Place<'a>, InstallError> {
     let base = match from {
-        From::Store => None,
+        From::Store | From::Repository(_) => None,
         From::Web(url) => Some(url),
     };
-    let url = artifact_url(artifact.url, base).map(Place::Web);
-    url.ok_or_else(|| InstallError::NotUploaded {
-        artifact: artifact.field.clone(),
-        url: artifact.url.to_owned(),
-    })
+    if let From::Repository(repository) = from {
+        let pushed = repository.artifacts.iter();
+        let pushed = pushed.filter(|pushed| pushed.digest == artifact.checksum);
+        if let Some(size) = pushed.map(|pushed| pushed.size).next() {
+            return Ok(Place::Repository(repository, size));
+        }
+    }
+    match (artifact_url(artifact.url, base), from) {
+        (Some(url), _) => Ok(Place::Web(url)),
+        (None, From::Repository(repository)) => Err(InstallError::NotPushed {
+            artifact: artifact.field.clone(),
+            digest: artifact.checksum,
+            reference: repository.reference.to_string(),
+        }),
+        (None, From::Store | From::Web(_)) => Err(InstallError::NotUploaded {
+            artifact: artifact.field.clone(),
+            url: artifact.url.to_owned(),
+        }),
+    }
 }
 
 fn is_passing(error: &InstallError) -> bool {
-    matches!(
-        error,
-        InstallError::Fetch {
-            source: FetchError::Broken { .. },
-            ..
+    match error {
+        InstallError::Fetch { source, .. } => matches!(source, FetchError::Broken { .. }),
+        InstallError::PullArtifact { source, .. } => {
+            matches!(
+                source.trouble(),
+                Trouble::Broken { .. } | Trouble::Short { .. }
+            )
         }
-    )
+        _ => false,
+    }
 }
 
 fn checked(artifact: &Named<'_>, found: u64) -> Result<(), InstallError> {

@@ -9,7 +9,11 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
-use volant_spec::{Digest, Manifest, PluginRef, config::ConfigError, manifest::ManifestError};
+use volant_oci::{ReferenceError, RegistryError, registries_conf::RegistriesError};
+use volant_spec::{
+    Digest, Manifest, PluginRef, config::ConfigError, manifest::ManifestError,
+    plugin::PluginRefError,
+};
 
 use crate::{
     Registry,
@@ -18,7 +22,10 @@ use crate::{
     trust::{Before, TrustError},
 };
 
-pub(crate) use urls::{shown, web_url};
+pub(crate) use urls::{is_web, shown, web_url};
+
+/// What a plugin in a registry begins with.
+const OCI: &str = "oci://";
 
 /// What is to be installed.
 #[derive(Clone, Debug)]
@@ -35,8 +42,26 @@ pub enum Source {
     Bytes(Original),
     /// http or https.
     Url(String),
+    /// `oci://HOST/REPO[:TAG|@DIGEST]`.
+    Oci(String),
     /// Through the configured indexes.
     Name(PluginRef),
+}
+
+impl Source {
+    /// From what people write: a URL, an `oci://` reference, or a name.
+    ///
+    /// # Errors
+    /// It is none of them.
+    pub fn parse(text: &str) -> Result<Self, PluginRefError> {
+        if text.starts_with(OCI) {
+            return Ok(Self::Oci(text.to_owned()));
+        }
+        if text.contains("://") {
+            return Ok(Self::Url(text.to_owned()));
+        }
+        text.parse().map(Self::Name)
+    }
 }
 
 impl From<Source> for Install {
@@ -69,12 +94,21 @@ pub struct Progress {
 /// Why a plugin was not installed. Artifacts that were fetched before may be in the store, for an hour.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    #[error("cannot install from '{}': only http:// and https:// URLs are fetched", .url.escape_debug())]
+    #[error(
+        "cannot install from '{}': only http://, https:// and oci:// URLs are fetched",
+        .url.escape_debug()
+    )]
     Url { url: String },
     #[error("cannot fetch the manifest {url}")]
     ManifestFetch { url: String, source: FetchError },
     #[error("cannot fetch the manifest's signature {url}")]
     SignatureFetch { url: String, source: FetchError },
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    #[error("cannot tell how registries are reached")]
+    Registries(#[from] RegistriesError),
+    #[error("cannot pull the plugin")]
+    Pull(#[source] Box<volant_oci::plugin::PluginError>),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error("cannot tell which plugins are trusted")]
@@ -97,7 +131,7 @@ pub enum InstallError {
     )]
     IndexChecksum {
         index: String,
-        plugin: PluginRef,
+        plugin: String,
         expected: Digest,
         found: Digest,
     },
@@ -124,6 +158,17 @@ pub enum InstallError {
         artifact: String,
         url: String,
         source: FetchError,
+    },
+    #[error("cannot pull the artifact '{artifact}'")]
+    PullArtifact {
+        artifact: String,
+        source: RegistryError,
+    },
+    #[error("the artifact '{artifact}' ({digest}) is not in the repository {reference}")]
+    NotPushed {
+        artifact: String,
+        digest: Digest,
+        reference: String,
     },
     #[error("cannot keep the artifact '{artifact}' from {url}")]
     Keep {

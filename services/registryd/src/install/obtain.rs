@@ -1,11 +1,12 @@
 //! The manifest and its signature, from where they are. Nothing in the manifest is believed here.
 
 use url::Url;
+use volant_oci::{Client, Credentials, Limits, Reference, Registries, plugin};
 use volant_spec::{Digest, Manifest, PluginRef, manifest::MAX_BYTES};
 use volant_trust::MAX_SIGNATURE_BYTES;
 
 use super::{
-    InstallError, Source,
+    InstallError, OCI, Source,
     urls::{shown, signature_url, web_url},
 };
 use crate::{Registry, status::chain, store::Original, trust::Trust};
@@ -29,6 +30,16 @@ pub(super) enum From {
     Store,
     /// Also beside the manifest.
     Web(Url),
+    /// Also in the repository of the manifest.
+    Repository(Repository),
+}
+
+/// A plugin in a registry.
+#[derive(Debug)]
+pub(super) struct Repository {
+    pub(super) client: Client,
+    pub(super) reference: Reference,
+    pub(super) artifacts: Vec<plugin::Artifact>,
 }
 
 #[derive(Debug)]
@@ -56,6 +67,7 @@ impl Registry {
                 let url = web_url(&url).ok_or(InstallError::Url { url })?;
                 self.obtain_from_web(url, trust).await
             }
+            Source::Oci(reference) => self.obtain_from_registry(&reference, trust).await,
             Source::Name(plugin) => self.obtain_by_name(plugin, trust).await,
         }
     }
@@ -102,7 +114,12 @@ impl Registry {
         trust: &Trust,
     ) -> Result<Obtained, InstallError> {
         let found = self.look_up(plugin, &trust.config.plugins.indexes).await?;
-        let mut obtained = self.obtain_at(&found.at, trust).await?;
+        let mut obtained = if found.at.starts_with(OCI) {
+            self.obtain_from_registry(&found.at, trust).await?
+        } else {
+            let url = web_url(&found.at).ok_or(InstallError::Url { url: found.at })?;
+            self.obtain_from_web(url, trust).await?
+        };
         obtained.warnings.extend(found.problems);
         obtained.promised = Some(Promise {
             index: found.index,
@@ -112,9 +129,39 @@ impl Registry {
         Ok(obtained)
     }
 
-    async fn obtain_at(&self, at: &str, trust: &Trust) -> Result<Obtained, InstallError> {
-        let url = web_url(at).ok_or_else(|| InstallError::Url { url: at.to_owned() })?;
-        self.obtain_from_web(url, trust).await
+    async fn obtain_from_registry(
+        &self,
+        reference: &str,
+        trust: &Trust,
+    ) -> Result<Obtained, InstallError> {
+        let reference: Reference = reference.parse()?;
+        let registries = crate::blocking(Registries::from_env).await?;
+        let patience = self.fetcher().limits();
+        let limits = Limits {
+            connect: patience.connect,
+            window: patience.window,
+            bytes: patience.bytes,
+            ..Limits::default()
+        };
+        let credentials = Credentials::file(&trust.config.plugins.auth_file.0);
+        let client = Client::new(credentials, registries, limits);
+        let pulled = plugin::pull(&client, &reference).await;
+        let pulled = pulled.map_err(|error| InstallError::Pull(Box::new(error)))?;
+        Ok(Obtained {
+            original: Original {
+                manifest: pulled.manifest,
+                signature: pulled.signature,
+            },
+            source: format!("{OCI}{reference}"),
+            from: From::Repository(Repository {
+                client,
+                // What the tag is now, whatever it becomes.
+                reference: reference.at(pulled.digest),
+                artifacts: pulled.artifacts,
+            }),
+            warnings: Vec::new(),
+            promised: None,
+        })
     }
 }
 
@@ -128,7 +175,7 @@ impl Obtained {
         if let Some(expected) = promise.checksum.filter(|expected| *expected != digest) {
             return Err(InstallError::IndexChecksum {
                 index,
-                plugin,
+                plugin: plugin.to_string(),
                 expected,
                 found: digest,
             });

@@ -35,7 +35,8 @@ pub(crate) fn shown(url: &Url) -> String {
     url.into()
 }
 
-fn is_web(url: &Url) -> bool {
+/// Whether it is something that is fetched by http.
+pub(crate) fn is_web(url: &Url) -> bool {
     matches!(url.scheme(), "http" | "https")
 }
 

@@ -100,7 +100,7 @@ impl Host {
     }
 }
 
-async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(found) = look().await {

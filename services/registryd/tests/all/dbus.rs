@@ -31,7 +31,7 @@ impl Callers for From {
     }
 }
 
-async fn connect(registry: Registry, from: From) -> (Connection, ManagerProxy<'static>) {
+async fn connect(registry: Registry, from: From) -> (dbus::Face, ManagerProxy<'static>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let guid = Guid::generate();
     let service = Builder::unix_stream(ours).server(guid).p2p();

@@ -2,11 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod check;
 mod common;
 mod daemon;
 mod dbus;
+mod download;
 mod grpc;
+mod index;
 mod install;
+mod migrate;
+mod objects;
+mod oci;
 mod properties;
 mod store;
+mod trust;
+mod versions;
 mod web;

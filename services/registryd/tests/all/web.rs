@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::{
@@ -15,7 +18,12 @@ use tokio::{
 /// What is at a path.
 #[derive(Clone, Debug)]
 pub enum Page {
+    /// Whatever range is asked for.
     Body(Vec<u8>),
+    /// The range that is asked for, but at most so many bytes of it at a time; then the connection is cut.
+    Piecewise(Vec<u8>, usize),
+    /// An answer other than 200, without a body.
+    Status(u16),
     /// The bytes, then the end, though more were announced.
     Truncated(Vec<u8>),
     /// Without an announced length, for ever, as fast as it is read.
@@ -33,24 +41,46 @@ pub enum Page {
 pub struct Web {
     pub at: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
+    ranges: Arc<Mutex<Vec<String>>>,
+    sent: Arc<AtomicUsize>,
+    pages: Arc<Mutex<HashMap<String, Page>>>,
 }
 
 impl Web {
     pub async fn serve<const N: usize>(pages: [(&str, Page); N]) -> Self {
-        let pages: HashMap<_, _> = pages.map(|(path, page)| (path.to_owned(), page)).into();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let at = listener.local_addr().unwrap();
-        let asked = Arc::new(Mutex::new(Vec::new()));
         let web = Self {
-            at,
-            asked: Arc::clone(&asked),
+            at: listener.local_addr().unwrap(),
+            asked: Arc::default(),
+            ranges: Arc::default(),
+            sent: Arc::default(),
+            pages: Arc::default(),
         };
+        for (path, page) in pages {
+            web.put(path, page);
+        }
+        let served = web.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(answer(stream, pages.clone(), Arc::clone(&asked)));
+                tokio::spawn(answer(stream, served.clone()));
             }
         });
         web
+    }
+
+    /// From now on this is at that path.
+    pub fn put(&self, path: &str, page: Page) {
+        self.pages.lock().unwrap().insert(path.to_owned(), page);
+    }
+
+    /// How many bytes of bodies were sent so far.
+    pub fn sent(&self) -> usize {
+        self.sent.load(Ordering::SeqCst)
+    }
+
+    /// The ranges that were asked for so far.
+    pub fn ranges(&self) -> Vec<String> {
+        self.ranges.lock().unwrap().clone()
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -63,26 +93,54 @@ impl Web {
     }
 }
 
-async fn answer(
-    mut stream: TcpStream,
-    pages: HashMap<String, Page>,
-    asked: Arc<Mutex<Vec<String>>>,
-) -> std::io::Result<()> {
+async fn answer(mut stream: TcpStream, web: Web) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    asked.lock().unwrap().push(path.clone());
+    web.asked.lock().unwrap().push(path.clone());
+    let range = head
+        .lines()
+        .find_map(|line| line.strip_prefix("range: "))
+        .map(str::to_owned);
+    web.ranges.lock().unwrap().extend(range.clone());
+    let page = web.pages.lock().unwrap().get(&path).cloned();
     let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\nconnection: close\r\n{rest}\r\n");
     let length = |n: u64| ok(&format!("content-length: {n}\r\n"));
     let mut say = async |text: &[u8]| stream.write_all(text).await;
-    match pages.get(&path) {
+    match &page {
         None => say(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await,
+        Some(Page::Status(status)) => {
+            say(format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n").as_bytes()).await
+        }
         Some(Page::Body(body)) => {
+            web.sent.fetch_add(body.len(), Ordering::SeqCst);
             say(length(body.len() as u64).as_bytes()).await?;
             say(body).await
+        }
+        Some(Page::Piecewise(body, most)) => {
+            let from = range.and_then(|range| {
+                let from = range.strip_prefix("bytes=")?.strip_suffix('-')?;
+                from.parse::<usize>().ok()
+            });
+            let (status, from) = match from {
+                Some(from) if from < body.len() => ("206 Partial Content", from),
+                Some(_) => ("416 Range Not Satisfiable", body.len()),
+                None => ("200 OK", 0),
+            };
+            let rest = &body[from..];
+            let head = format!(
+                "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{}\r\n\r\n",
+                rest.len(),
+                body.len().saturating_sub(1),
+                body.len()
+            );
+            say(head.as_bytes()).await?;
+            let piece = &rest[..rest.len().min(*most)];
+            web.sent.fetch_add(piece.len(), Ordering::SeqCst);
+            say(piece).await
         }
         Some(Page::Truncated(body)) => {
             say(length(body.len() as u64 + 7).as_bytes()).await?;
