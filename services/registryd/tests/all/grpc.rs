@@ -21,15 +21,15 @@ use crate::{
 
 type Client = RegistryServiceClient<Channel>;
 
-struct Daemon {
-    dir: TempDir,
-    client: Client,
+pub struct Daemon {
+    pub dir: TempDir,
+    pub client: Client,
     end: oneshot::Sender<()>,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
 impl Daemon {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let dir = temp_dir();
         let path = dir.path().join("grpc.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -47,7 +47,7 @@ impl Daemon {
         }
     }
 
-    async fn upload(&mut self, parts: Vec<Part>) -> Result<u64, Status> {
+    pub async fn upload(&mut self, parts: Vec<Part>) -> Result<u64, Status> {
         let parts = parts
             .into_iter()
             .map(|part| wire::UploadBlobRequest { part: Some(part) });
@@ -55,7 +55,7 @@ impl Daemon {
         Ok(answer.into_inner().size)
     }
 
-    async fn install(&mut self, source: Source) -> Result<wire::Plugin, Status> {
+    pub async fn install(&mut self, source: Source) -> Result<wire::Plugin, Status> {
         let request = wire::InstallPluginRequest {
             source: Some(source),
             ..Default::default()
@@ -77,7 +77,7 @@ impl Daemon {
             .unwrap();
     }
 
-    async fn create(&mut self, name: &str, plugin: &str) -> Result<wire::Vm, Status> {
+    pub async fn create(&mut self, name: &str, plugin: &str) -> Result<wire::Vm, Status> {
         let request = wire::CreateVmRequest {
             name: name.to_owned(),
             plugin: plugin.to_owned(),
@@ -93,7 +93,7 @@ fn header(content: &[u8]) -> Part {
     Part::Header(wire::BlobHeader { digest })
 }
 
-fn whole(content: &[u8]) -> Vec<Part> {
+pub fn whole(content: &[u8]) -> Vec<Part> {
     let chunks = content
         .chunks(100_000)
         .map(|chunk| Part::Chunk(chunk.to_vec()));
