@@ -7,6 +7,7 @@ mod cache;
 mod check;
 mod demo;
 mod example;
+mod fuzz;
 mod kernel;
 mod package;
 mod prerequisites;
@@ -50,6 +51,15 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         rounds: u32,
     },
+    /// Feed hostile bytes to all that reads them; what reaches new code is kept in fuzz/corpus
+    Fuzz {
+        /// What to feed; everything, one after another, when absent
+        #[arg(value_enum)]
+        target: Option<fuzz::Target>,
+        /// For how long each
+        #[arg(long, default_value_t = 180)]
+        seconds: u32,
+    },
     /// Build the .deb packages into target/package/
     Package,
     /// Build the guest kernel alone; it is kept in the cache
@@ -64,6 +74,7 @@ fn main() -> Result<()> {
         Command::Test { filter, system } => test::run(filter.as_deref(), system),
         Command::Host => shell::run(),
         Command::Bench { what, rounds } => test::bench(what, rounds),
+        Command::Fuzz { target, seconds } => fuzz::run(target, seconds),
         Command::Package => package::build().map(|_| ()),
         Command::Kernel => package::kernel().map(|_| ()),
         Command::Check => check::run(),
