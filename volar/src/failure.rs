@@ -144,9 +144,13 @@ impl Failure {
                     "volar plugins search shows what the indexes have; they are in /etc/volant/volant.toml: \
                      [plugins] indexes",
                 ),
+                // Only registryd's words tell a replay from the rest.
+                "untrusted-plugin" if problem.detail.contains("downgrade") => {
+                    Some("--allow-downgrade installs it all the same")
+                }
                 "untrusted-plugin" => Some(
-                    "volar plugins trust list shows whom this host trusts; if you trust the plugin's signer, as root: \
-                     volar plugins trust add KEY|FILE; --allow-downgrade takes an older version than was installed before",
+                    "volar plugins trust list shows whom this host trusts; as root, \
+                     volar plugins trust add KEY|FILE trusts one more",
                 ),
                 "unusable-plugin" => {
                     Some("volar plugins list shows which are enabled; volar plugins enable NAME")
@@ -164,7 +168,7 @@ impl Failure {
                 "plugin-in-use" => Some("delete its VMs first: volar vms list shows them"),
                 "being-deleted" => Some("wait a moment, and try again"),
                 "no-space" => Some("make room below /var/lib/volant"),
-                "internal" | "unavailable" => Some("see: journalctl -u 'volant-*'"),
+                "internal" => Some("see: journalctl -u 'volant-*'"),
                 _ => None,
             },
             Self::ReadManifest { source, .. } if source.kind() == io::ErrorKind::NotFound => {

@@ -174,6 +174,10 @@ fn a_plugin_that_is_not_trusted_is_refused_with_what_to_do() {
         contains("error: the key 01 is not trusted here\n")
             .and(contains("volar plugins trust add KEY|FILE")),
     );
+    volar(&gateway, "plugins install https://example.com/older.json")
+        .assert()
+        .code(1)
+        .stderr(contains("--allow-downgrade").and(contains("trust add").not()));
     volar(&gateway, "plugins install nothing")
         .assert()
         .code(3)

@@ -133,6 +133,9 @@ async fn install(State(kept): State<Shared>, Json(given): Json<Value>) -> Respon
         (_, Some(url)) if url.ends_with("untrusted.json") => {
             return refused("untrusted-plugin", 403, "the key 01 is not trusted here");
         }
+        (_, Some(url)) if url.ends_with("older.json") => {
+            return refused("untrusted-plugin", 403, "allow a downgrade if you mean it");
+        }
         _ if given["name"] == json!("nothing") => {
             return refused("not-in-index", 404, "no index has plugin nothing");
         }
