@@ -1,9 +1,7 @@
 //! Looking again at what is installed: whether it is still what was signed.
 
-use volant_spec::{Manifest, PluginRef, config::ConfigError, manifest::Version};
-
 use sha2::{Digest as _, Sha256};
-use volant_spec::{Digest, Name};
+use volant_spec::{Digest, Manifest, Name, PluginRef, config::ConfigError, manifest::Version};
 
 use crate::{
     Registry,
@@ -99,12 +97,9 @@ impl Registry {
         for artifact in manifest.artifacts() {
             let digest = artifact.checksum;
             let damage = self.ask(move |store| store.reread(&digest)).await;
-            let detail = match damage.map_err(PluginError::from)? {
-                None => None,
-                Some(damage) => Some(format!(
-                    "{digest} {damage}; install the plugin again: `volar plugins install`"
-                )),
-            };
+            let detail = damage.map_err(PluginError::from)?.map(|damage| {
+                format!("{digest} {damage}; install the plugin again: `volar plugins install`")
+            });
             if !found(
                 &artifact.field,
                 detail.is_none(),

@@ -194,7 +194,7 @@ impl Wanted<'_> {
     fn pull(&self, source: RegistryError) -> InstallError {
         InstallError::PullArtifact {
             artifact: self.artifact.field.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 

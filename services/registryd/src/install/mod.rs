@@ -162,7 +162,7 @@ pub enum InstallError {
     #[error("cannot pull the artifact '{artifact}'")]
     PullArtifact {
         artifact: String,
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
     #[error("the artifact '{artifact}' ({digest}) is not in the repository {reference}")]
     NotPushed {

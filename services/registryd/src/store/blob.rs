@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 use volant_spec::Digest;
 
-use super::{Store, StoreError, check, sync_dir, verity};
+use super::{Store, StoreError, check, sync_dir, turns::Turn, verity};
 
 /// Why an artifact was not kept.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,8 @@ pub struct Incoming {
     state_dir: PathBuf,
     /// What happens to the file when this is dropped.
     left: Left,
+    /// Given back last, when the file is where it stays.
+    turn: Option<Turn>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,13 +81,14 @@ impl Store {
     }
 
     /// Goes on to receive the artifact `digest` where the last download of it ended: what is there of it is read again.
-    /// One at a time for each digest.
+    /// Waits for whoever writes to it still: the last write of a call that was given up, say.
     ///
     /// # Errors
     /// The file cannot be opened or read.
     pub fn resume(&self, digest: &Digest) -> Result<Incoming, BlobError> {
         let path = self.partial_dir().join(digest.hex());
         let failed = |e| StoreError::writing(self.dir(), &path, e);
+        let turn = self.turns.wait(*digest);
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -94,6 +97,7 @@ impl Store {
             .open(&path)
             .map_err(failed)?;
         let mut incoming = self.incoming(path.clone(), file, Left::Bytes);
+        incoming.turn = Some(turn);
         let mut buffer = vec![0; 256 * 1024];
         loop {
             let got = incoming.file.read(&mut buffer).map_err(failed)?;
@@ -118,6 +122,7 @@ impl Store {
             limit: self.max_blob_bytes(),
             state_dir: self.dir().to_owned(),
             left,
+            turn: None,
         }
     }
 }

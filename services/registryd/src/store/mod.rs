@@ -12,6 +12,7 @@ mod digests;
 mod partial;
 mod pins;
 mod plugins;
+mod turns;
 mod verity;
 mod vms;
 
@@ -51,6 +52,7 @@ pub struct Store {
     dir: PathBuf,
     max_blob_bytes: u64,
     pins: pins::Pins,
+    turns: turns::Turns,
     /// Held for as long as the store is open.
     _lock: File,
 }
@@ -142,6 +144,7 @@ impl Store {
             dir: dir.to_owned(),
             max_blob_bytes,
             pins: pins::Pins::default(),
+            turns: turns::Turns::default(),
             _lock: lock,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, time::SystemTime};
 
-use registryd::{Collect, Registry, UNUSED_FOR};
+use registryd::{Bringer, Collect, Registry, UNUSED_FOR};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -147,7 +147,9 @@ async fn installs_that_need_the_same_share_one_download() {
         install(&registry, &b),
         install(&registry, &twice)
     );
-    (a.unwrap(), b.unwrap(), c.unwrap());
+    for installed in [a, b, c] {
+        installed.unwrap();
+    }
     assert_eq!(web.asked(), ["/i"]);
 }
 
@@ -172,6 +174,30 @@ async fn an_install_that_is_cut_off_leaves_no_half_plugin_and_can_be_taken_up() 
     web.put("/i", Page::Body(b"never sent".to_vec()));
     install(&registry, &wanted).await.unwrap();
     assert_eq!(web.asked().iter().filter(|path| *path == "/r").count(), 1);
+}
+
+#[test]
+fn a_download_waits_for_the_last_write_of_the_one_before() {
+    let dir = temp_dir();
+    let store = open(&dir);
+    let content = content();
+    let wanted = digest(&content);
+    let mut first = store.resume(&wanted).unwrap();
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| store.resume(&wanted).unwrap().size());
+        first.write(&content[..300_000]).unwrap();
+        drop(first);
+        assert_eq!(second.join().unwrap(), 300_000);
+    });
+    // One that was put in its place is not written to.
+    let mut first = store.resume(&wanted).unwrap();
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| store.resume(&wanted).unwrap().size());
+        first.write(&content[300_000..]).unwrap();
+        store.keep(first, &wanted, Bringer::Install).unwrap();
+        assert_eq!(second.join().unwrap(), 0);
+    });
+    assert_eq!(store.reread(&wanted).unwrap(), None);
 }
 
 #[tokio::test]
