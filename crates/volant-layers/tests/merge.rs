@@ -516,3 +516,12 @@ fn a_layer_is_read_to_its_very_end() {
     merge(&[&layer], &Limits::default()).unwrap();
     assert_eq!(layer.0.get(), 1_000_000);
 }
+
+/// As `umoci insert` of Debian 12 writes it: not even the last block is filled up.
+#[test]
+fn an_archive_may_end_with_the_last_byte_of_a_file() {
+    let mut archive = layer().file("a", "one").file("b", "two");
+    archive.0.truncate(archive.0.len() - 509);
+    let tree = merged(&[archive]).unwrap();
+    assert_eq!(tree.get(b"b").unwrap().size(), 3);
+}
