@@ -21,6 +21,9 @@ pub struct Artifact {
     /// `initramfs`, `rootfs`, `kernel`, `disks.NAME`.
     pub field: String,
     pub url: String,
+    pub checksum: Digest,
+    /// Where it is on this machine.
+    pub path: Option<PathBuf>,
     pub state: State,
 }
 
@@ -87,24 +90,30 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Manifest, LocalError> {
 pub(crate) fn artifacts(path: &Path, manifest: &Manifest) -> Vec<Artifact> {
     manifest
         .artifacts()
-        .map(|artifact| Artifact {
-            state: state(path, &artifact),
-            url: artifact.url.to_owned(),
-            field: artifact.field,
+        .map(|artifact| {
+            let (path, state) = state(path, &artifact);
+            Artifact {
+                state,
+                path,
+                url: artifact.url.to_owned(),
+                checksum: artifact.checksum,
+                field: artifact.field,
+            }
         })
         .collect()
 }
 
-fn state(manifest: &Path, artifact: &Named<'_>) -> State {
+fn state(manifest: &Path, artifact: &Named<'_>) -> (Option<PathBuf>, State) {
     let path = match resolve(manifest, artifact.url) {
         Some(Place::Here(path)) => path,
-        Some(Place::Elsewhere) => return State::Elsewhere,
-        None => return State::Wrong(Wrong::Url(artifact.url.to_owned())),
+        Some(Place::Elsewhere) => return (None, State::Elsewhere),
+        None => return (None, State::Wrong(Wrong::Url(artifact.url.to_owned()))),
     };
-    match check(&path, artifact) {
+    let state = match check(&path, artifact) {
         Ok(()) => State::Right,
         Err(wrong) => State::Wrong(wrong),
-    }
+    };
+    (Some(path), state)
 }
 
 enum Place {

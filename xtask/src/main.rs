@@ -12,6 +12,7 @@ mod kernel;
 mod package;
 mod prerequisites;
 mod say;
+mod schemas;
 mod shell;
 mod test;
 
@@ -62,6 +63,8 @@ enum Command {
     },
     /// Build the .deb packages into target/package/
     Package,
+    /// Write the JSON Schemas in docs/schemas from the types of the code
+    Schemas,
     /// Build the guest kernel alone; it is kept in the cache
     Kernel,
     /// Check format, lints and dependencies; reports all that is wrong
@@ -72,6 +75,7 @@ fn main() -> Result<()> {
     match Args::parse().command {
         Command::Demo => demo::run(),
         Command::Test { filter, system } => test::run(filter.as_deref(), system),
+        Command::Schemas => schemas::write(),
         Command::Host => shell::run(),
         Command::Bench { what, rounds } => test::bench(what, rounds),
         Command::Fuzz { target, seconds } => fuzz::run(target, seconds),

@@ -10,7 +10,7 @@ use fledge::{
 use serde_json::{Value, json};
 use volant_trust::PublicKey;
 
-use super::keys;
+use super::{Output, keys};
 
 #[derive(clap::Args)]
 pub struct Verify {
@@ -26,12 +26,6 @@ pub struct Verify {
     /// The manifest; its signature is MANIFEST.minisig
     #[arg(value_name = "MANIFEST")]
     manifest: PathBuf,
-}
-
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 pub fn run(args: Verify) -> Result<()> {

@@ -11,13 +11,18 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use volant_layers::{EmitError, Entry, Layer, Sink, Tree};
+use volant_layers::{EmitError, Entry, Layer, Sink, Tree, shown};
 use volant_spec::Digest;
 
 use crate::cancel::{Cancel, Cancelled};
 use output::Pending;
+use plan::{Contents, Plan, Unfit};
 
+mod attributes;
+mod erofs;
+mod ext4;
 mod output;
+mod plan;
 mod squashfs;
 
 pub use squashfs::{DEFAULT_LEVEL, LEVELS};
@@ -29,6 +34,13 @@ pub enum Format {
     Squashfs {
         /// One of [`LEVELS`].
         level: u32,
+    },
+    /// Not compressed.
+    Erofs,
+    /// To be mounted read-only or not; without a journal.
+    Ext4 {
+        /// In bytes, rounded down to blocks of 4096; what is needed and a tenth if absent.
+        size: Option<u64>,
     },
 }
 
@@ -63,6 +75,13 @@ pub enum FilesystemError {
     },
     #[error("the compression level of squashfs is from 1 to 22, not {0}")]
     Level(u32),
+    #[error("/{path} cannot be in the image: {why}")]
+    Unfit { path: String, why: &'static str },
+    #[error("an ext4 image of that size cannot hold the tree: make it {needed} MiB or more")]
+    TooSmall {
+        /// In MiB.
+        needed: u64,
+    },
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
 }
@@ -93,6 +112,27 @@ pub fn build(
     };
     let warnings = match *format {
         Format::Squashfs { level } => squashfs::write(level, pending.path(), &mut emit)?,
+        Format::Erofs => {
+            let plan = Plan::new(tree);
+            let layout = erofs::Layout::new(&plan).map_err(|unfit| refused(&plan, unfit))?;
+            layout.write(pending.file()).map_err(failed)?;
+            let place = |number| layout.place(number);
+            emit(&mut Contents::new(&plan, pending.file(), &place))?;
+            layout.warnings
+        }
+        Format::Ext4 { size } => {
+            let plan = Plan::new(tree);
+            let layout = ext4::Layout::new(&plan, size).map_err(|error| match error {
+                ext4::Error::Unfit(unfit) => refused(&plan, unfit),
+                ext4::Error::TooSmall { needed } => FilesystemError::TooSmall {
+                    needed: needed.div_ceil(1 << 20),
+                },
+            })?;
+            layout.write(pending.file()).map_err(failed)?;
+            let place = |number| layout.place(number);
+            emit(&mut Contents::new(&plan, pending.file(), &place))?;
+            layout.warnings
+        }
     };
     let (digest, size) = digest(pending.file(), cancel).map_err(failed)?;
     cancel.check()?;
@@ -102,6 +142,13 @@ pub fn build(
         digest,
         warnings,
     })
+}
+
+fn refused(plan: &Plan<'_>, (number, why): Unfit) -> FilesystemError {
+    FilesystemError::Unfit {
+        path: shown(plan.nodes[number].path),
+        why,
+    }
 }
 
 /// Gives the tree to a sink.

@@ -265,7 +265,7 @@ fn workload<'de, D: serde::Deserializer<'de>>(
 }
 
 impl Workload {
-    /// These keys over another workload's values.
+    /// These keys over another workload's values, but for the command line.
     ///
     /// # Errors
     /// The first value that is not valid.
@@ -276,9 +276,6 @@ impl Workload {
             if !workload.volumes.contains(volume) {
                 workload.volumes.push(volume.clone());
             }
-        }
-        if let Some(entrypoint) = &self.entrypoint {
-            workload.entrypoint.clone_from(entrypoint);
         }
         let set = |into: &mut Option<String>, value: &Option<String>| {
             if value.is_some() {
@@ -300,8 +297,12 @@ impl Workload {
     }
 
     fn checked(&self) -> Result<(), WorkloadError> {
-        self.over(&spec::Workload::new(vec!["/".to_owned()])?)
-            .map(drop)
+        let mut words = self
+            .entrypoint
+            .clone()
+            .unwrap_or_else(|| vec!["/".to_owned()]);
+        words.extend(self.args.iter().flatten().cloned());
+        self.over(&spec::Workload::new(words)?).map(drop)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A plugin's manifest, version 1: what to boot and what to run in it.
 
 mod artifact;
-mod health;
+pub mod health;
 mod machine;
 mod version;
 mod workload;

@@ -1,0 +1,45 @@
+//! The JSON Schemas of the documents that people write. They are made from the types that read those documents.
+
+use schemars::Schema;
+use volant_spec::{Manifest, index::Index};
+
+use crate::recipe::Recipe;
+
+/// A document with a schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Document {
+    /// fledge.toml
+    Recipe,
+    /// NAME.manifest.json
+    Manifest,
+    /// An index of plugins
+    Index,
+}
+
+impl Document {
+    pub const ALL: [Self; 3] = [Self::Recipe, Self::Manifest, Self::Index];
+
+    /// The schema's file name in `docs/schemas`.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Recipe => "fledge-toml-v1.json",
+            Self::Manifest => "plugin-manifest-v1.json",
+            Self::Index => "plugin-index-v1.json",
+        }
+    }
+
+    /// The schema as JSON text.
+    #[must_use]
+    pub fn schema(self) -> String {
+        let schema: Schema = match self {
+            Self::Recipe => Recipe::schema(),
+            Self::Manifest => schemars::schema_for!(Manifest),
+            Self::Index => schemars::schema_for!(Index),
+        };
+        let mut text =
+            serde_json::to_string_pretty(&schema).expect("a schema has no keys but texts");
+        text.push('\n');
+        text
+    }
+}
