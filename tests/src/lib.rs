@@ -3,6 +3,8 @@
 //! The plugin `hello` is busybox: its web server answers with the guest's name, and fetches another
 //! server's page for whoever asks (by `nc`, as the `wget` of busybox-static crashes in its resolver).
 
+pub mod nginx;
+
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -27,8 +29,21 @@ impl Site {
         let site = Self {
             host: Packages::from_env()?.host()?,
         };
+        site.host.sh(
+            "fledge keygen --no-password && volar plugins trust add /root/.config/volant/signing.pub --name tests",
+        )?;
         site.plugin("hello", HELLO, "")?;
         Ok(site)
+    }
+
+    /// Has the host take plugins that are not signed, which it says aloud each time.
+    ///
+    /// # Errors
+    /// The configuration cannot be changed.
+    pub fn take_unsigned(&self) -> Result<()> {
+        self.host
+            .sh("printf '\n[plugins]\nsignatures = \"warn\"\n' >> /etc/volant/volant.toml")?;
+        Ok(())
     }
 
     /// Builds and installs a plugin whose workload is a shell script; `more` is added to its `fledge.toml`.
@@ -43,7 +58,7 @@ impl Site {
         Ok(())
     }
 
-    /// Builds a plugin without installing it, in `/root/NAME`.
+    /// Builds and signs a plugin without installing it, in `/root/NAME`.
     ///
     /// # Errors
     /// A step failed.
@@ -57,7 +72,9 @@ impl Site {
             format!("{}\n{more}", fledge_toml(name)),
         )
         .context("cannot write fledge.toml")?;
-        self.host.sh(&format!("cd /root/{name} && fledge build"))?;
+        self.host.sh(&format!(
+            "cd /root/{name} && fledge build && fledge sign {name}.manifest.json"
+        ))?;
         Ok(())
     }
 

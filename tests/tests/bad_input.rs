@@ -84,6 +84,7 @@ fn bad_requests_are_refused_and_leave_no_trace() -> Result<()> {
 fn bad_manifests_are_refused() -> Result<()> {
     let site = Site::new()?;
     let host = &site.host;
+    site.take_unsigned()?;
     site.build_plugin("odd", "exec sleep 1000000", "")?;
     let manifest = "/root/odd/odd.manifest.json";
     let before = host.sh("find /var/lib/volant/registry/blobs | sort; volar plugins list")?;
@@ -124,6 +125,7 @@ fn bad_manifests_are_refused() -> Result<()> {
 fn what_cannot_boot_says_why_and_leaves_nothing() -> Result<()> {
     let site = Site::new()?;
     let host = &site.host;
+    site.take_unsigned()?;
     host.sh("sed -i 's|^#* *boot_timeout_sec = .*|boot_timeout_sec = 10|' /etc/volant/volant.toml && grep -q '^boot_timeout_sec' /etc/volant/volant.toml")?;
     site.create("warm", "hello")?;
     host.sh("volar vms delete warm")?;

@@ -34,6 +34,15 @@ fn a_stranger_sees_a_page_served_by_a_microvm() -> Result<()> {
     host.sh("volar setup")?;
     host.sh("volar setup").context("setting up again is fine")?;
     host.sh("cd /root/caddy && fledge build")?;
+    let unsigned =
+        site.refused("volar plugins install --manifest /root/caddy/caddy.manifest.json")?;
+    ensure!(
+        unsigned.contains("not signed") && unsigned.contains("fledge sign"),
+        "{unsigned}"
+    );
+    host.sh("fledge keygen --no-password")?;
+    host.sh("volar plugins trust add /root/.config/volant/signing.pub --name me")?;
+    host.sh("cd /root/caddy && fledge sign caddy.manifest.json")?;
     host.sh("volar plugins install --manifest /root/caddy/caddy.manifest.json")?;
     let listed = host.sh("volar plugins list")?;
     ensure!(listed.contains("caddy"), "{listed}");

@@ -26,6 +26,12 @@ pub fn run() -> Result<()> {
     say::step("The quick start");
     show(&host, "volar setup")?;
     show(&host, "cd /root/caddy && fledge build")?;
+    show(&host, "fledge keygen --no-password")?;
+    show(&host, "fledge sign /root/caddy/caddy.manifest.json")?;
+    show(
+        &host,
+        "volar plugins trust add /root/.config/volant/signing.pub --name me",
+    )?;
     show(
         &host,
         "volar plugins install --manifest /root/caddy/caddy.manifest.json",
