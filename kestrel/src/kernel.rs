@@ -305,7 +305,38 @@ pub fn end_machine(kernel: &impl Kernel, ending: Ending) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::mkfifo;
+
     use super::*;
+
+    #[test]
+    fn whatever_is_in_the_way_of_a_mount_point_goes_but_a_folder_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name).display().to_string();
+        fs::create_dir(path("folder")).unwrap();
+        fs::write(path("folder/kept"), "").unwrap();
+        fs::write(path("file"), "").unwrap();
+        std::os::unix::fs::symlink("folder", path("link")).unwrap();
+        mkfifo(path("pipe").as_str(), Mode::S_IRWXU).unwrap();
+        for name in ["folder", "file", "link", "pipe", "new"] {
+            Linux.make_mount_point(&path(name)).unwrap();
+            assert!(fs::symlink_metadata(path(name)).unwrap().is_dir(), "{name}");
+        }
+        assert!(fs::exists(path("folder/kept")).unwrap());
+    }
+
+    #[test]
+    fn a_folder_has_the_mode_that_was_asked_for_or_copied() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name).display().to_string();
+        let mode = |name: &str| fs::metadata(path(name)).unwrap().mode() & 0o7777;
+        Linux.make_dir(&path("one"), 0o1777).unwrap();
+        Linux.make_dir(&path("two"), 0o751).unwrap();
+        assert_eq!((mode("one"), mode("two")), (0o1777, 0o751));
+        assert_eq!(Linux.make_dir(&path("two"), 0o700), Err(Errno::EEXIST));
+        Linux.copy_owner(&path("one"), &path("two")).unwrap();
+        assert_eq!(mode("two"), 0o1777);
+    }
 
     #[test]
     fn a_machine_without_acpi_powers_off_by_a_reset() {
