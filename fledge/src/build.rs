@@ -311,15 +311,10 @@ fn formats(filesystem: Filesystem) -> (filesystem::Format, RootfsFormat) {
                 RootfsFormat::Squashfs,
             )
         }
-        FilesystemType::Erofs => (
-            filesystem::Format::Squashfs { level: 1 }, /*TMP*/
-            RootfsFormat::Erofs,
-        ),
+        FilesystemType::Erofs => (filesystem::Format::Erofs, RootfsFormat::Erofs),
         FilesystemType::Ext4 => {
-            (
-                filesystem::Format::Squashfs { level: 1 }, /*TMP*/
-                RootfsFormat::Ext4,
-            )
+            let size = filesystem.size_mb.map(|size| u64::from(size) << 20);
+            (filesystem::Format::Ext4 { size }, RootfsFormat::Ext4)
         }
     }
 }
