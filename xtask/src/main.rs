@@ -48,9 +48,9 @@ enum Command {
         /// What to measure
         #[arg(value_enum)]
         what: test::Bench,
-        /// How many rounds
-        #[arg(long, default_value_t = 20)]
-        rounds: u32,
+        /// How many rounds [default: 20, or 3 of fledge]
+        #[arg(long)]
+        rounds: Option<u32>,
     },
     /// Feed hostile bytes to all that reads them; what reaches new code is kept in fuzz/corpus
     Fuzz {

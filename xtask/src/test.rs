@@ -14,6 +14,8 @@ use crate::{
 pub enum Bench {
     /// From `volar vms create` to ready, beside the bare VMM; memory; ten VMs at once
     Boot,
+    /// An image of 1 GB to squashfs, beside skopeo, umoci and mksquashfs
+    Fledge,
 }
 
 /// Runs the tests of each crate, then those of the whole system.
@@ -61,14 +63,28 @@ pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
 ///
 /// # Errors
 /// Something is missing, or a run failed.
-pub fn bench(what: Bench, rounds: u32) -> Result<()> {
+pub fn bench(what: Bench, rounds: Option<u32>) -> Result<()> {
     prerequisites::need_root("a benchmark of the whole system")?;
     prerequisites::install()?;
-    let needed = needed()?;
-    let bare = build::bare_vmm()?;
-    let name = match what {
-        Bench::Boot => "bench-boot",
+    let (name, variables) = match what {
+        Bench::Boot => {
+            let needed = needed()?;
+            let mut variables = needed
+                .variables()
+                .map(|(name, path)| (name, path.to_owned()))
+                .to_vec();
+            variables.push((volant_testhost::BARE_VARIABLE, build::bare_vmm()?));
+            ("bench-boot", variables)
+        }
+        Bench::Fledge => (
+            "bench-fledge",
+            vec![("VOLANT_FLEDGE", build::programs()?.join("fledge"))],
+        ),
     };
+    let rounds = rounds.unwrap_or(match what {
+        Bench::Boot => 20,
+        Bench::Fledge => 3,
+    });
     say::step(format!("Measuring ({rounds} rounds)"));
     say::run(
         cargo("run")
@@ -83,8 +99,7 @@ pub fn bench(what: Bench, rounds: u32) -> Result<()> {
             ])
             .args(["--rounds", &rounds.to_string(), "--output"])
             .arg(target().join("bench"))
-            .envs(needed.variables())
-            .env(volant_testhost::BARE_VARIABLE, bare),
+            .envs(variables),
     )
 }
 
