@@ -283,6 +283,10 @@ impl Merger {
         if key.len() + 1 + last.len() > MAX_PATH {
             return Err(NameError::TooLong.into());
         }
+        // A link that leads nowhere can lead to such a name, too.
+        if name::parts(&key[found..]).any(|part| part.starts_with(WHITEOUT)) {
+            return Err(Refusal::Whiteout.into());
+        }
         self.tree.make_folders(&key, found, layer);
         if !last.is_empty() {
             name::push(&mut key, last);

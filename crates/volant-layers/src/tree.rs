@@ -186,11 +186,14 @@ impl Tree {
     /// Makes the folders of a key of which the first `found` bytes are there.
     pub(crate) fn make_folders(&mut self, key: &[u8], found: usize, layer: u32) {
         let ends = (found + 1..key.len()).filter(|at| key[*at] == b'/');
-        let missing = (found < key.len()).then_some(key.len());
-        for end in ends.chain(missing) {
+        let last = (found < key.len()).then_some(key.len());
+        let mut missing = ends.chain(last).peekable();
+        // First those above that are there: of a folder that is new, the layer is right already.
+        let there = missing.peek().copied().unwrap_or(key.len());
+        self.touch(&key[..there], layer);
+        for end in missing {
             self.set(&key[..end], Arc::new(Inode::directory(0o755)), layer);
         }
-        self.touch(key, layer);
     }
 
     /// Removes what layers below `layer` left at and below a key; what this layer wrote stays. Gives the work

@@ -525,3 +525,14 @@ fn an_archive_may_end_with_the_last_byte_of_a_file() {
     let tree = merged(&[archive]).unwrap();
     assert_eq!(tree.get(b"b").unwrap().size(), 3);
 }
+
+/// The upper layer writes below a folder of the lower one, and only then makes everything opaque.
+#[test]
+fn a_folder_that_the_layer_wrote_below_outlives_its_opaque_mark() {
+    let lower = layer().dir("etc").file("etc/old", "1");
+    let upper = layer().file("etc/a/b/new", "2").file(".wh..wh..opq", "");
+    let tree = merged(&[lower, upper]).unwrap();
+    for (path, there) in [("etc", true), ("etc/a/b/new", true), ("etc/old", false)] {
+        assert_eq!(tree.get(path.as_bytes()).is_some(), there, "{path}");
+    }
+}

@@ -1,6 +1,9 @@
 //! An image's configuration: OCI's, with the health check that Docker added.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::Deserialize;
 use volant_spec::Digest;
@@ -141,11 +144,11 @@ impl ImageConfig {
         }
         let config = wire.config.unwrap_or_default();
         let ports = config.exposed_ports.unwrap_or_default();
-        let ports: Result<Vec<Vec<Port>>, ConfigError> =
-            ports.keys().map(|text| ports_of(text)).collect();
-        let mut exposed_ports = ports?.concat();
-        exposed_ports.sort();
-        exposed_ports.dedup();
+        let mut exposed_ports = BTreeSet::new();
+        for text in ports.keys() {
+            // A set holds each once, so there are never more than three protocols have.
+            exposed_ports.extend(ports_of(text)?);
+        }
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         Ok(Self {
             os: wire.os.unwrap_or_default(),
@@ -159,7 +162,7 @@ impl ImageConfig {
             working_dir: config.working_dir.unwrap_or_default(),
             stop_signal: given(config.stop_signal),
             stop_timeout: config.stop_timeout.map(Duration::from_secs),
-            exposed_ports,
+            exposed_ports: exposed_ports.into_iter().collect(),
             volumes: config.volumes.unwrap_or_default().into_keys().collect(),
             labels: config.labels.unwrap_or_default(),
             healthcheck: config.healthcheck.map(healthcheck),
@@ -220,6 +223,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn overlapping_ranges_of_ports_take_no_more_than_the_ports_there_are() {
+        let ranges: Vec<String> = (1..2000)
+            .map(|first| format!("\"{first}-{}\":{{}}", first + 900))
+            .collect();
+        let text = format!(
+            r#"{{"config":{{"ExposedPorts":{{{}}}}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#,
+            ranges.join(",")
+        );
+        let config = ImageConfig::parse(text.as_bytes()).unwrap();
+        assert_eq!(config.exposed_ports.len(), 2899);
+    }
 
     #[test]
     fn a_docker_configuration_is_read_with_its_health_check() {
