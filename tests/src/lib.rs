@@ -41,8 +41,18 @@ impl Site {
     /// # Errors
     /// The configuration cannot be changed.
     pub fn take_unsigned(&self) -> Result<()> {
-        self.host
-            .sh("printf '\n[plugins]\nsignatures = \"warn\"\n' >> /etc/volant/volant.toml")?;
+        self.set("signatures", "\"warn\"")
+    }
+
+    /// Sets a key that `volar setup` left as a comment in the host's configuration.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn set(&self, key: &str, value: &str) -> Result<()> {
+        let file = "/etc/volant/volant.toml";
+        self.host.sh(&format!(
+            "sed -i 's|^#* *{key} = .*|{key} = {value}|' {file} && grep -q '^{key} = ' {file}"
+        ))?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use volant_tests::{Site, eventually, nginx};
 
-const REGISTRY: &str = "127.0.0.1:5000";
+const REGISTRY: &str = "127.0.0.1:5005";
 
 /// Starts Debian's docker-registry on the host's loopback address, and pushes the image of nginx to it.
 fn registry(site: &Site) -> Result<()> {
@@ -232,7 +232,7 @@ fn a_plugin_is_found_in_an_index_and_fetched_once() -> Result<()> {
          busybox httpd -f -vv -p 127.0.0.1:8000",
     )?;
     site.page("http://127.0.0.1:8000/index.json")?;
-    host.sh("printf '\\n[plugins]\\nindexes = [\"http://127.0.0.1:8000/index.json\"]\\n' >> /etc/volant/volant.toml")?;
+    site.set("indexes", "[\"http://127.0.0.1:8000/index.json\"]")?;
     let found = host.sh("volar plugins search sleeps")?;
     ensure!(
         found.contains("found") && found.contains("0.1.0"),
