@@ -130,7 +130,7 @@ pub struct Filesystem {
     /// Of an ext4 image, in MiB; what is needed and a tenth when absent.
     #[schemars(range(min = 1))]
     pub size_mb: Option<u32>,
-    /// Of zstd in a squashfs image, 1 to 22; 15 when absent.
+    /// Of zstd in a squashfs image, 1 to 22; 9 when absent.
     #[schemars(range(min = 1, max = 22))]
     pub compression_level: Option<u32>,
 }
