@@ -35,6 +35,8 @@ pub struct WorkloadConfig {
     pub arguments: Vec<String>,
     pub env: BTreeMap<String, String>,
     pub workdir: PathBuf,
+    /// Directories that hold data, absolute.
+    pub volumes: Vec<PathBuf>,
     /// `USER[:GROUP]`, names or numbers; empty: root.
     pub user: String,
     pub stop_signal: Signal,
@@ -145,6 +147,9 @@ impl TryFrom<v1::Workload> for WorkloadConfig {
             dir if dir.starts_with('/') => dir,
             dir => return Err(invalid("absolute working directory", dir)),
         };
+        if let Some(dir) = workload.volumes.iter().find(|dir| !dir.starts_with('/')) {
+            return Err(invalid("absolute directory of a volume", dir));
+        }
         if workload.user.contains('\0') {
             return Err(invalid("user", workload.user));
         }
@@ -156,6 +161,7 @@ impl TryFrom<v1::Workload> for WorkloadConfig {
             program,
             arguments: words.collect(),
             workdir: workdir.into(),
+            volumes: workload.volumes.into_iter().map(PathBuf::from).collect(),
             user: workload.user,
             env: workload.env.into_iter().collect(),
             stop_signal,
@@ -242,6 +248,7 @@ mod tests {
                 stop_signal: "SIGQUIT".into(),
                 stop_grace_ms: 1500,
                 user: "web:33".into(),
+                volumes: vec!["/data".into()],
                 ..Default::default()
             }),
             heartbeat_interval_ms: 2000,
@@ -263,6 +270,7 @@ mod tests {
         assert_eq!(config.workload.stop_signal, Signal::SIGQUIT);
         assert_eq!(config.workload.stop_grace, Duration::from_millis(1500));
         assert_eq!(config.workload.user, "web:33");
+        assert_eq!(config.workload.volumes, [PathBuf::from("/data")]);
         assert_eq!(config.heartbeat, Duration::from_secs(2));
         let root = config.root.unwrap();
         assert_eq!(root.serial, "rootfs");
@@ -281,7 +289,11 @@ mod tests {
             config.workload.as_mut().unwrap()
         }
         type Spoil = fn(&mut v1::RunConfig);
-        let cases: [(Spoil, &str); 14] = [
+        let cases: [(Spoil, &str); 15] = [
+            (
+                |c| workload(c).volumes = vec!["data".into()],
+                "'data' is no absolute directory of a volume",
+            ),
             (
                 |c| c.root.as_mut().unwrap().format = "xfs".into(),
                 "'xfs' is no root file system",

@@ -40,6 +40,8 @@ pub struct Workload {
 pub enum WorkloadError {
     #[error("cannot use the working directory {}", .dir.display())]
     Workdir { dir: PathBuf, source: io::Error },
+    #[error("cannot use the volume {}", .dir.display())]
+    Volume { dir: PathBuf, source: io::Error },
     #[error("cannot run it as '{user}'")]
     User { user: String, source: UserError },
     #[error("cannot make a pipe for its output")]
@@ -53,10 +55,10 @@ pub enum WorkloadError {
 }
 
 /// Starts the workload, with nothing on standard input and pipes on output and error. `root` is where its `/etc` is. A
-/// working directory that is not there is made, as container engines do.
+/// working directory or a volume that is not there is made, as container engines do.
 ///
 /// # Errors
-/// The user, the working directory or the program cannot be used; no process is left.
+/// The user, a directory or the program cannot be used; no process is left.
 pub fn start(
     config: &WorkloadConfig,
     root: &Path,
@@ -72,7 +74,13 @@ pub fn start(
             (Some(found.identity), found.home)
         }
     };
-    make_workdir(&config.workdir).map_err(|source| WorkloadError::Workdir {
+    for dir in &config.volumes {
+        make_dir(dir).map_err(|source| WorkloadError::Volume {
+            dir: dir.clone(),
+            source,
+        })?;
+    }
+    make_dir(&config.workdir).map_err(|source| WorkloadError::Workdir {
         dir: config.workdir.clone(),
         source,
     })?;
@@ -92,7 +100,7 @@ pub fn start(
     })
 }
 
-fn make_workdir(dir: &Path) -> io::Result<()> {
+fn make_dir(dir: &Path) -> io::Result<()> {
     match fs::metadata(dir) {
         Ok(meta) if meta.is_dir() => Ok(()),
         Ok(_) => Err(io::ErrorKind::NotADirectory.into()),
@@ -173,6 +181,7 @@ mod tests {
                 ("A".to_owned(), "b".to_owned()),
             ]),
             workdir: "/srv".into(),
+            volumes: Vec::new(),
             user: String::new(),
             stop_signal: nix::sys::signal::Signal::SIGTERM,
             stop_grace: std::time::Duration::ZERO,

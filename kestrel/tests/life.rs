@@ -211,6 +211,20 @@ async fn a_working_directory_that_is_not_there_is_made() {
 }
 
 #[tokio::test]
+async fn a_volume_that_is_not_there_is_made() {
+    alone(async {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("data/db").display().to_string();
+        let mut behaviour = Behaviour::shell(&format!("cd {dir} && pwd"));
+        behaviour.workload().volumes = vec![dir.clone()];
+        let mut world = World::begin(behaviour);
+        let (facts, _, _) = world.until_the_end().await;
+        assert_eq!(lines(&facts), [dir]);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_user_whom_the_root_does_not_know_is_named() {
     alone(async {
         let mut behaviour = Behaviour::shell("exit 0");

@@ -46,6 +46,8 @@ pub struct VmDefinition {
     pub workdir: String,
     /// `USER` or `USER:GROUP`; empty: root.
     pub user: String,
+    /// Directories that hold data, absolute.
+    pub volumes: Vec<String>,
     /// A signal's name.
     pub stop_signal: String,
     pub stop_grace_ms: u32,

@@ -115,6 +115,7 @@ impl Definition {
                 entrypoint: wire.entrypoint,
                 env: wire.env,
                 workdir: wire.workdir,
+                volumes: wire.volumes,
                 user: wire.user,
                 stop_signal: wire.stop_signal,
                 stop_grace_ms: wire.stop_grace_ms,
@@ -183,6 +184,7 @@ mod tests {
             entrypoint: vec!["/usr/bin/caddy".to_owned(), "run".to_owned()],
             env: [("A".to_owned(), "b".to_owned())].into(),
             workdir: "/".to_owned(),
+            volumes: vec!["/data".to_owned()],
             user: "www-data".to_owned(),
             stop_signal: "SIGTERM".to_owned(),
             stop_grace_ms: 10_000,
@@ -237,6 +239,7 @@ mod tests {
         let workload = config.workload.unwrap();
         assert_eq!(workload.env["A"], "b");
         assert_eq!(workload.user, "www-data");
+        assert_eq!(workload.volumes, ["/data"]);
         let root = config.root.unwrap();
         assert_eq!(
             (root.serial.as_str(), root.format.as_str()),

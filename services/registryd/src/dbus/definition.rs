@@ -31,6 +31,7 @@ pub(super) fn resolved(open: OpenVm) -> (VmDefinition, HashMap<String, zbus::Own
         env: into_map(workload.env),
         workdir: workload.workdir.unwrap_or_else(|| "/".to_owned()),
         user: workload.user.unwrap_or_default(),
+        volumes: workload.volumes,
         stop_signal: workload.stop_signal.unwrap_or_else(|| "SIGTERM".to_owned()),
         stop_grace_ms: workload
             .stop_grace_ms

@@ -64,6 +64,7 @@ pub fn definition() -> VmDefinition {
         entrypoint: vec!["/usr/bin/caddy".to_owned()],
         env: HashMap::new(),
         workdir: "/".to_owned(),
+        volumes: Vec::new(),
         user: String::new(),
         stop_signal: "SIGTERM".to_owned(),
         stop_grace_ms: 10_000,
