@@ -121,6 +121,14 @@ pub enum BuildError {
     Cancelled(#[from] Cancelled),
 }
 
+impl BuildError {
+    /// Whether it was told to end.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancelled(_))
+    }
+}
+
 /// Builds `NAME.cpio.gz`, or `NAME.squashfs` and the like, and `NAME.manifest.json`.
 ///
 /// # Errors
@@ -191,8 +199,14 @@ fn whole(options: &Options, watch: &mut dyn Watch) -> Result<Built, BuildError> 
     let (name, digest, size) = match &recipe.root {
         Root::Initramfs(_) => {
             let name = format!("{}.cpio.gz", manifest.name);
-            let (digest, size) =
-                compress(&tree, &layers, &staging.add(&name), watch, &mut warnings)?;
+            let (digest, size) = compress(
+                &tree,
+                &layers,
+                &staging.add(&name),
+                &options.cancel,
+                watch,
+                &mut warnings,
+            )?;
             manifest.initramfs = Some(Artifact {
                 url: name.clone(),
                 checksum: digest,
@@ -345,6 +359,7 @@ fn compress(
     tree: &Tree,
     layers: &[&dyn Layer],
     path: &Path,
+    cancel: &Cancel,
     watch: &mut dyn Watch,
     warnings: &mut Vec<String>,
 ) -> Result<(Digest, u64), BuildError> {
@@ -362,7 +377,7 @@ fn compress(
         .mtime(0)
         .write(measured, Compression::new(6));
     let (mut done, total) = (0, tree.size());
-    let written = initramfs::write(tree, layers, packed, &mut |bytes| {
+    let written = initramfs::write(tree, layers, packed, cancel, &mut |bytes| {
         done += bytes;
         watch.packing(done, total);
     })?;

@@ -57,10 +57,22 @@ pub fn run(config: &ImageConfig, keys: &recipe::Workload) -> Result<Run, RunErro
         }
         signal
     });
-    workload.stop_grace_ms = config
-        .stop_timeout
-        .map(|time| millis(time).min(MAX_STOP_GRACE_MS));
-    workload.health_check = config.healthcheck.as_ref().and_then(health_check);
+    workload.stop_grace_ms = config.stop_timeout.map(|time| {
+        if millis(time) > MAX_STOP_GRACE_MS {
+            warnings.push(format!(
+                "the image's stop timeout of {} s is cut to {} s",
+                time.as_secs(),
+                MAX_STOP_GRACE_MS / 1000
+            ));
+        }
+        millis(time).min(MAX_STOP_GRACE_MS)
+    });
+    if let Some(given) = config.healthcheck.as_ref().filter(|given| is_wanted(given)) {
+        workload.health_check = health_check(given);
+        if workload.health_check.is_none() {
+            warnings.push("the image's health check runs no program, and is left out".to_owned());
+        }
+    }
     let workload = keys.over(&workload)?;
 
     let (ports, other): (Vec<_>, Vec<_>) = config
@@ -127,11 +139,20 @@ fn stop_signal(text: &str) -> Option<String> {
     STOP_SIGNALS.contains(&name.as_str()).then_some(name)
 }
 
+fn is_wanted(given: &Healthcheck) -> bool {
+    given
+        .test
+        .first()
+        .is_some_and(|kind| !kind.is_empty() && kind != "NONE")
+}
+
 fn health_check(given: &Healthcheck) -> Option<HealthCheck> {
     let (kind, words) = given.test.split_first()?;
+    let is_usable = words.first().is_some_and(|word| !word.is_empty())
+        && !words.iter().any(|word| word.contains('\0'));
     let command = match kind.as_str() {
-        "CMD" if !words.is_empty() => words.to_vec(),
-        "CMD-SHELL" => vec!["/bin/sh".to_owned(), "-c".to_owned(), words.join(" ")],
+        "CMD" if is_usable => words.to_vec(),
+        "CMD-SHELL" if is_usable => vec!["/bin/sh".to_owned(), "-c".to_owned(), words.join(" ")],
         _ => return None,
     };
     let time = |time: Option<Duration>, default| {
@@ -164,7 +185,11 @@ fn port(given: &volant_oci::Port) -> Result<Port, String> {
         )),
     }?;
     match given.number.try_into() {
-        Ok(port) => Ok(Port { port, protocol }),
+        Ok(port) => Ok(Port {
+            port,
+            protocol,
+            host_port: None,
+        }),
         Err(_) => Err("the image's port 0 is left out".to_owned()),
     }
 }
@@ -274,6 +299,32 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("names no program"), "{error}");
+    }
+
+    #[test]
+    fn a_health_check_that_runs_nothing_is_left_out_and_told() {
+        let cases: [(&[&str], usize); 6] = [
+            (&["CMD", ""], 1),
+            (&["CMD", "a\0b"], 1),
+            (&["CMD-SHELL"], 1),
+            (&["ODD", "x"], 1),
+            (&["NONE"], 0),
+            (&[], 0),
+        ];
+        for (test, warned) in cases {
+            let test = test.iter().map(|&word| word.to_owned()).collect();
+            let config = ImageConfig {
+                healthcheck: Some(Healthcheck {
+                    test,
+                    ..Healthcheck::default()
+                }),
+                exposed_ports: Vec::new(),
+                ..config()
+            };
+            let run = run(&config, &recipe::Workload::default()).unwrap();
+            assert_eq!(run.workload.health_check, None);
+            assert_eq!(run.warnings.len(), warned, "{:?}", run.warnings);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use volant_layers::{Content, EmitError, Inode, Kind, Layer, Tree, TreeError};
 
-use crate::newc::Archive;
+use crate::{cancel::Cancel, filesystem::Cancellable, newc::Archive};
 
 /// Why an archive could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -57,22 +57,24 @@ pub fn add_agent(tree: &mut Tree, kestrel: Content) -> Result<(), TreeError> {
 pub fn boot(kestrel: &[u8]) -> Result<Vec<u8>, ArchiveError> {
     let mut tree = Tree::new();
     add_agent(&mut tree, Content::Bytes(kestrel.to_vec())).expect("nothing else is there");
-    write(&tree, &[], Vec::new(), &mut |_| ()).map(|written| written.out)
+    write(&tree, &[], Vec::new(), &Cancel::default(), &mut |_| ()).map(|written| written.out)
 }
 
 /// Writes the tree, merged from `layers` and more, as a cpio archive; `progress` is called with the bytes of
 /// files that were read since the last call.
 ///
 /// # Errors
-/// A file cannot be read, or the archive cannot be written.
+/// A file cannot be read, the archive cannot be written, or it was told to end.
 pub fn write<W: Write>(
     tree: &Tree,
     layers: &[&dyn Layer],
     out: W,
+    cancel: &Cancel,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Written<W>, ArchiveError> {
     let mut archive = Archive::new(out);
-    tree.emit(layers, &mut archive, progress)?;
+    let sink = &mut archive;
+    tree.emit(layers, &mut Cancellable { sink, cancel }, progress)?;
     let (out, powerless) = archive.finish().map_err(ArchiveError::Write)?;
     Ok(Written { out, powerless })
 }

@@ -47,10 +47,11 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {}", format!("{error:#}").trim_end());
             // As a shell tells it of what SIGINT ended.
-            match error.chain().any(|cause| cause.is::<fledge::Cancelled>()) {
-                true => ExitCode::from(130),
-                false => ExitCode::FAILURE,
-            }
+            let cancelled = error.is::<fledge::Cancelled>()
+                || error
+                    .downcast_ref::<fledge::BuildError>()
+                    .is_some_and(fledge::BuildError::is_cancelled);
+            ExitCode::from(if cancelled { 130 } else { 1 })
         }
     }
 }

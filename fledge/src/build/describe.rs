@@ -7,7 +7,7 @@ use std::{
 
 use volant_spec::{
     Manifest,
-    manifest::{self, CloudInit, Network, Workload},
+    manifest::{self, CloudInit, ManifestError, Network, Workload},
 };
 
 use crate::recipe::{self, Document, Recipe};
@@ -21,6 +21,8 @@ pub enum DescribeError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error("the manifest that these settings make is not valid")]
+    Invalid(#[source] ManifestError),
     #[error("the manifest has {0} bytes; at most {max} are read", max = manifest::MAX_BYTES)]
     TooLarge(usize),
 }
@@ -57,6 +59,8 @@ pub fn bytes(manifest: &Manifest) -> Result<Vec<u8>, DescribeError> {
     if text.len() > manifest::MAX_BYTES {
         return Err(DescribeError::TooLarge(text.len()));
     }
+    // What is put together field by field can be what no host would take.
+    Manifest::parse(&text).map_err(DescribeError::Invalid)?;
     Ok(text)
 }
 
@@ -74,10 +78,14 @@ fn cloud_init(given: &recipe::CloudInit, folder: &Path) -> Result<CloudInit, Des
                 })?
             }
         };
-        Ok(Some(manifest::Document { content }))
+        Ok(Some(manifest::Document {
+            content,
+            inline: None,
+        }))
     };
     Ok(CloudInit {
         datasource: given.datasource,
+        seed_mode: None,
         user_data: read("user_data", &given.user_data)?,
         meta_data: read("meta_data", &given.meta_data)?,
         network_config: read("network_config", &given.network_config)?,

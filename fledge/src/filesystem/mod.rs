@@ -172,9 +172,9 @@ fn digest(mut file: &File, cancel: &Cancel) -> io::Result<(Digest, u64)> {
 }
 
 /// A sink that fails once it is cancelled.
-struct Cancellable<'a> {
-    sink: &'a mut dyn Sink,
-    cancel: &'a Cancel,
+pub(crate) struct Cancellable<'a> {
+    pub sink: &'a mut dyn Sink,
+    pub cancel: &'a Cancel,
 }
 
 impl Sink for Cancellable<'_> {

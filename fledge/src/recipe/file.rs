@@ -128,7 +128,7 @@ pub struct Filesystem {
     #[serde(default, rename = "type")]
     pub kind: FilesystemType,
     /// Of an ext4 image, in MiB; what is needed and a tenth when absent.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub size_mb: Option<u32>,
     /// Of zstd in a squashfs image, 1 to 22; 9 when absent.
     #[schemars(range(min = 1, max = 22))]

@@ -16,6 +16,9 @@ pub use file::{
 };
 pub use mapping::{Dest, FileMapping, Mode};
 
+/// The largest ext4 image, in MiB: 1 TiB.
+pub const MAX_SIZE_MB: u32 = 1024 * 1024;
+
 /// A plugin that can be built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipe {
@@ -100,8 +103,8 @@ pub enum RecipeError {
     },
     #[error("filesystem.compression_level {0} is not 1 to 22")]
     CompressionLevel(u32),
-    #[error("filesystem.size_mb 0 holds nothing")]
-    NoSize,
+    #[error("filesystem.size_mb {0} is not 1 to {MAX_SIZE_MB}")]
+    Size(u32),
     #[error("there is no [workload]; write which program the VM is for: entrypoint = [\"/path\"]")]
     NoWorkload,
     #[error("health_check is there twice: at the top and in [workload]")]
@@ -217,8 +220,11 @@ fn filesystem(given: Filesystem) -> Result<Filesystem, RecipeError> {
             kind: "squashfs",
         });
     }
-    if given.size_mb == Some(0) {
-        return Err(RecipeError::NoSize);
+    if let Some(size) = given
+        .size_mb
+        .filter(|size| !(1..=MAX_SIZE_MB).contains(size))
+    {
+        return Err(RecipeError::Size(size));
     }
     match given.compression_level {
         Some(level) if !(1..=22).contains(&level) => Err(RecipeError::CompressionLevel(level)),
@@ -356,6 +362,10 @@ team = "web"
                 "is for squashfs",
             ),
             (image("[filesystem]\ncompression_level = 23"), "not 1 to 22"),
+            (
+                image("[filesystem]\ntype = 'ext4'\nsize_mb = 4000000"),
+                "not 1 to 1048576",
+            ),
             (image("[filesystem]\ntype = 'xfs'"), "unknown variant `xfs`"),
             (
                 image(

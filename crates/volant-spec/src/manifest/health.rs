@@ -165,6 +165,21 @@ fn probe(
     }
 }
 
+/// For the place that older manifests have it in, where an empty endpoint says that there is none.
+pub(super) fn unless_empty<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<HealthCheck>, D::Error> {
+    match Option::<Written>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(written) if written.kind.is_none() && written.endpoint.as_deref() == Some("") => {
+            Ok(None)
+        }
+        Some(written) => HealthCheck::try_from(written)
+            .map(Some)
+            .map_err(serde::de::Error::custom),
+    }
+}
+
 impl From<HealthCheck> for Written {
     fn from(check: HealthCheck) -> Self {
         let mut written = Self {

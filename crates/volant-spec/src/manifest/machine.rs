@@ -18,8 +18,9 @@ pub struct Network {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkMode {
-    /// An address of its own on the host's bridge.
+    /// An address of its own on the host's bridge, which the host gives: `dhcp` means the same.
     #[default]
+    #[serde(alias = "dhcp")]
     Bridged,
     /// No network but the host's vsock.
     Vsock,
@@ -34,6 +35,9 @@ pub struct Port {
     pub port: std::num::NonZeroU16,
     #[serde(default)]
     pub protocol: Transport,
+    /// The host's port that the plugin's author thinks of; whoever runs the VM decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<std::num::NonZeroU16>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,6 +56,9 @@ pub enum Transport {
 pub struct CloudInit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datasource: Option<Datasource>,
+    /// The file system of the seed; there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed_mode: Option<SeedMode>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data: Option<Document>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,12 +75,22 @@ pub enum Datasource {
     NoCloud,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum SeedMode {
+    Vfat,
+}
+
 /// A document's own text. It stands in the manifest: what is signed is what runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Document {
     pub content: String,
+    /// Says that the text is here, where it always is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inline: Option<bool>,
 }
 
 /// Devices of the host that a VM may have.
