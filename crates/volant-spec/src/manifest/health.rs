@@ -197,7 +197,7 @@ impl From<HealthCheck> for Written {
             Probe::Http { url } => (written.kind, written.endpoint) = (Some(Kind::Http), Some(url)),
             Probe::Tcp { port } => (written.kind, written.port) = (Some(Kind::Tcp), Some(port)),
             Probe::Exec { command } => {
-                (written.kind, written.command) = (Some(Kind::Exec), Some(command))
+                (written.kind, written.command) = (Some(Kind::Exec), Some(command));
             }
         }
         written
