@@ -196,6 +196,28 @@ fn a_secret_key_is_its_owners_and_is_never_lost() {
 }
 
 #[test]
+fn a_public_file_that_cannot_be_costs_no_secret_key() {
+    let folder = Folder::with_key();
+    let secret = ".config/volant/signing.key";
+    let before = folder.read(secret);
+    fs::create_dir(folder.path("folder")).unwrap();
+    for (public, expected) in [
+        ("folder", "folder is no regular file"),
+        (
+            "caddy.manifest.json/a.pub",
+            "cannot write caddy.manifest.json/a.pub",
+        ),
+    ] {
+        folder
+            .fledge(&["keygen", "--no-password", "--force", "-p", public])
+            .assert()
+            .code(1)
+            .stderr(contains(expected));
+        assert_eq!(folder.read(secret), before, "{public}");
+    }
+}
+
+#[test]
 fn a_password_comes_from_a_file_where_no_terminal_is() {
     let folder = Folder::new();
     folder
