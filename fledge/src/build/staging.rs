@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use volant_spec::{Digest, manifest::SIGNATURE_SUFFIX};
@@ -25,7 +26,13 @@ pub struct Staging {
     output: PathBuf,
     folder: TempDir,
     names: Vec<String>,
+    /// After the folder in it.
+    _made: Made,
 }
+
+/// Folders that were missing; those that stay empty go with the value.
+#[derive(Debug, Default)]
+struct Made(Vec<PathBuf>);
 
 impl Staging {
     /// Makes the output folder when it is missing.
@@ -34,15 +41,18 @@ impl Staging {
             path: output.to_owned(),
             source,
         };
-        fs::create_dir_all(output).map_err(failed)?;
-        let folder = tempfile::Builder::new()
-            .prefix(".fledge-")
-            .tempdir_in(output)
-            .map_err(failed)?;
+        let mut made = Made::folder(output).map_err(failed)?;
+        let mut folder = inside(output);
+        if missing(&folder) {
+            // Another build made the folder, and took it with it.
+            made = Made::folder(output).map_err(failed)?;
+            folder = inside(output);
+        }
         Ok(Self {
             output: output.to_owned(),
-            folder,
+            folder: folder.map_err(failed)?,
             names: Vec::new(),
+            _made: made,
         })
     }
 
@@ -88,8 +98,14 @@ impl Staging {
     }
 
     /// Puts all results in their places. A signature of a manifest that is no longer the same is removed: it says no more
-    /// than that something was changed.
+    /// than that something was changed. Two builds into one folder do this one after the other.
     pub fn publish(self) -> Result<(), StagingError> {
+        let output = File::open(&self.output).map_err(|source| StagingError::Read {
+            path: self.output.clone(),
+            source,
+        })?;
+        // Held until the folder is closed; some network file systems have no locks.
+        let _ = flock(&output, FlockOperation::LockExclusive);
         for name in &self.names {
             let (from, to) = (self.folder.path().join(name), self.output.join(name));
             let failed = |source| StagingError::Write {
@@ -110,6 +126,46 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+impl Made {
+    /// Makes a folder, and those above it.
+    fn folder(path: &Path) -> io::Result<Self> {
+        let missing: Vec<&Path> = path
+            .ancestors()
+            .take_while(|path| *path != Path::new("") && !path.exists())
+            .collect();
+        let mut made = Self::default();
+        for folder in missing.into_iter().rev() {
+            match fs::create_dir(folder) {
+                Ok(()) => made.0.push(folder.to_owned()),
+                Err(_) if folder.is_dir() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for folder in self.0.iter().rev() {
+            // Not when something is in it.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+fn inside(output: &Path) -> io::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(".fledge-")
+        .tempdir_in(output)
+}
+
+fn missing(folder: &io::Result<TempDir>) -> bool {
+    folder
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 #[cfg(test)]
@@ -141,5 +197,45 @@ mod tests {
         assert_eq!(names(), ["a.img", "a.json", "a.json.minisig"]);
         stage("2").publish().unwrap();
         assert_eq!(names(), ["a.img", "a.json"]);
+    }
+
+    #[test]
+    fn folders_that_were_made_for_nothing_go() {
+        let root = tempfile::tempdir().unwrap();
+        let output = root.path().join("a/b/c");
+        fs::create_dir(root.path().join("a")).unwrap();
+        drop(Staging::new(&output).unwrap());
+        assert!(!root.path().join("a/b").exists() && root.path().join("a").exists());
+
+        let first = Staging::new(&output).unwrap();
+        let mut second = Staging::new(&output).unwrap();
+        drop(first);
+        second.write("a.img", b"image").unwrap();
+        second.publish().unwrap();
+        drop(Staging::new(&output).unwrap());
+        assert_eq!(fs::read_dir(&output).unwrap().count(), 1);
+
+        fs::write(root.path().join("file"), "").unwrap();
+        Staging::new(&root.path().join("file/a")).unwrap_err();
+        Staging::new(&root.path().join("file")).unwrap_err();
+    }
+
+    #[test]
+    fn results_of_two_builds_are_put_one_after_the_other() {
+        let output = tempfile::tempdir().unwrap();
+        let mut staging = Staging::new(output.path()).unwrap();
+        staging.write("a.img", b"image").unwrap();
+        let other = File::open(output.path()).unwrap();
+        flock(&other, FlockOperation::LockExclusive).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let publishing = std::thread::spawn(move || {
+            staging.publish().unwrap();
+            tell.send(()).unwrap();
+        });
+        let early = told.recv_timeout(std::time::Duration::from_millis(100));
+        assert!(early.is_err() && !output.path().join("a.img").exists());
+        drop(other);
+        publishing.join().unwrap();
+        assert!(output.path().join("a.img").exists());
     }
 }
