@@ -88,7 +88,8 @@ impl Registry {
         let keep = |source| wanted.keep(source);
         let mut sink = Sink::resume(self.store(), digest).await.map_err(keep)?;
         let (mut retries, mut anew) = (0, false);
-        loop {
+        let mut whole = sink.size() > 0 && sink.matches(&digest).await.map_err(keep)?;
+        while !whole {
             let mut resumed = sink.size() > 0;
             match self.attempt(wanted, &mut sink, &mut resumed).await {
                 Ok(()) if resumed && !anew && !sink.matches(&digest).await.map_err(keep)? => {
@@ -96,7 +97,7 @@ impl Registry {
                     sink.restart().map_err(keep)?;
                     anew = true;
                 }
-                Ok(()) => break,
+                Ok(()) => whole = true,
                 Err(error) if is_passing(&error) => {
                     sink.flush().await.map_err(keep)?;
                     if retries == RETRIES {

@@ -89,13 +89,7 @@ impl Store {
         let path = self.partial_dir().join(digest.hex());
         let failed = |e| StoreError::writing(self.dir(), &path, e);
         let turn = self.turns.wait(*digest);
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
+        let file = open_partial(&path).map_err(failed)?;
         let mut incoming = self.incoming(path.clone(), file, Left::Bytes);
         incoming.turn = Some(turn);
         let mut buffer = vec![0; 256 * 1024];
@@ -124,6 +118,31 @@ impl Store {
             left,
             turn: None,
         }
+    }
+}
+
+/// Opens what is left of a download for more. One that was sealed, and not put in its place before the process ended, is
+/// unsealed; one that nothing unseals begins anew.
+fn open_partial(path: &Path) -> io::Result<File> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.permissions().mode() & 0o200 == 0 => {
+            fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let open = || {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).append(true).create(true).mode(0o600);
+        options.open(path)
+    };
+    match open() {
+        // fs-verity's files are never written to again.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fs::remove_file(path)?;
+            open()
+        }
+        opened => opened,
     }
 }
 

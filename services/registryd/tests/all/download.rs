@@ -1,6 +1,10 @@
 //! Downloads that break off, go on, and are shared.
 
-use std::{fs, time::SystemTime};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    time::SystemTime,
+};
 
 use registryd::{Bringer, Collect, Registry, UNUSED_FOR};
 use serde_json::Value;
@@ -198,6 +202,33 @@ fn a_download_waits_for_the_last_write_of_the_one_before() {
         assert_eq!(second.join().unwrap(), 0);
     });
     assert_eq!(store.reread(&wanted).unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_was_sealed_and_not_put_in_its_place_is_gone_on_with() {
+    let content = content();
+    for (there, asked) in [(900_000, 0), (300_000, 1)] {
+        let dir = temp_dir();
+        let partial = dir.path().join("partial");
+        fs::create_dir(&partial).unwrap();
+        let partial = partial.join(digest(&content).hex());
+        fs::write(&partial, &content[..there]).unwrap();
+        fs::set_permissions(&partial, Permissions::from_mode(0o444)).unwrap();
+        let store = open(&dir);
+        drop(store.resume(&digest(&content)).unwrap());
+        // Whoever runs this: root writes to files that nobody may write to.
+        let mode = fs::metadata(&partial).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::set_permissions(&partial, Permissions::from_mode(0o444)).unwrap();
+        drop(store);
+
+        let web = Web::serve([("/i", Page::Piecewise(content.clone(), usize::MAX))]).await;
+        let wanted = manifest("caddy", &web.url("/i"), &content);
+        install(&registry(&dir), &wanted).await.unwrap();
+        assert_eq!(web.asked().len(), asked);
+        assert_eq!(files(&dir, "partial"), Vec::<String>::new());
+        assert_eq!(blob_files(&dir), [digest(&content).hex()]);
+    }
 }
 
 #[tokio::test]
