@@ -91,7 +91,10 @@ pub enum OpenStoreError {
 /// Why the state cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("no space left in {}: free some, or remove plugins that are not needed", .0.display())]
+    #[error(
+        "no space left in {}: free some, with `volar plugins gc` or by removing plugins that are not needed",
+        .0.display()
+    )]
     NoSpace(PathBuf),
     #[error("cannot {act} {}", path.display())]
     File {
@@ -324,8 +327,10 @@ mod tests {
         // ENOSPC, EDQUOT, EACCES
         for (errno, full) in [(28, true), (122, true), (13, false)] {
             let error = StoreError::writing(dir, &file, io::Error::from_raw_os_error(errno));
-            let told = error.to_string().starts_with("no space left in /state:");
-            assert_eq!(told, full, "{error}");
+            let told = error.to_string();
+            let names = told.starts_with("no space left in /state:");
+            assert_eq!(names, full, "{told}");
+            assert_eq!(told.contains("`volar plugins gc`"), full, "{told}");
         }
     }
 }
