@@ -32,8 +32,8 @@ pub enum VerifyError {
 }
 
 impl Registry {
-    /// Reads plugins again, those that fit or all, and tells of each part. Changes nothing. `tell` answers whether anyone
-    /// still listens.
+    /// Reads plugins again, those that fit or all, and tells of each part. An artifact that is found damaged is handed out
+    /// no more; nothing else changes. `tell` answers whether anyone still listens.
     ///
     /// # Errors
     /// There is none that fits, or the store failed.

@@ -52,6 +52,8 @@ pub(super) struct Record {
     pub(super) size: u64,
     pub(super) verity: Option<String>,
     pub(super) stamp: Option<String>,
+    /// Its bytes are not its own, whatever the others tell.
+    pub(super) damaged: bool,
 }
 
 impl Store {
@@ -89,7 +91,7 @@ impl Store {
         db.execute(
             "INSERT INTO blobs (digest, size, verity, stamp, wanted_at, uploaded) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
              ON CONFLICT (digest) DO UPDATE SET
-                 size = excluded.size, verity = excluded.verity, stamp = excluded.stamp,
+                 size = excluded.size, verity = excluded.verity, stamp = excluded.stamp, damaged = 0,
                  wanted_at = excluded.wanted_at, uploaded = max(uploaded, excluded.uploaded)",
             params![
                 digest.hex(),
@@ -200,13 +202,26 @@ impl Store {
         Ok(())
     }
 
-    /// The size of an artifact that is there, whole as far as its size tells.
+    /// Remembers that the file which `known` tells of has other bytes than its own; another in its place since then is not
+    /// meant.
+    pub(super) fn mark_damaged(&self, digest: &Digest, known: &Record) -> Result<(), StoreError> {
+        self.lock()
+            .execute(
+                "UPDATE blobs SET verity = NULL, stamp = NULL, damaged = 1
+                 WHERE digest = ?1 AND verity IS ?2 AND stamp IS ?3",
+                params![digest.hex(), known.verity, known.stamp],
+            )
+            .map_err(|source| self.failed("remember that an artifact is damaged", source))?;
+        Ok(())
+    }
+
+    /// The size of an artifact that is there, whole as far as is known without reading it.
     pub(super) fn stored_size(
         &self,
         db: &Connection,
         digest: &Digest,
     ) -> Result<Option<u64>, StoreError> {
-        let Some(record) = self.record(db, digest)? else {
+        let Some(record) = self.record(db, digest)?.filter(|known| !known.damaged) else {
             return Ok(None);
         };
         let path = self.blob_path(digest);
@@ -223,13 +238,14 @@ impl Store {
         digest: &Digest,
     ) -> Result<Option<Record>, StoreError> {
         db.query_row(
-            "SELECT size, verity, stamp FROM blobs WHERE digest = ?1",
+            "SELECT size, verity, stamp, damaged FROM blobs WHERE digest = ?1",
             [digest.hex()],
             |row| {
                 Ok(Record {
                     size: row.get(0)?,
                     verity: row.get(1)?,
                     stamp: row.get(2)?,
+                    damaged: row.get(3)?,
                 })
             },
         )

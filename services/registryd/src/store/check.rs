@@ -82,6 +82,9 @@ impl Store {
             Ok(opened) => opened,
             Err(damage) => return Ok(Err(damage)),
         };
+        if record.damaged {
+            return Ok(Err(Damage::Bytes));
+        }
         let measured = verity::measure(&file);
         let held = measured.is_some() && measured == record.verity;
         let unchanged = record.stamp.as_deref() == Some(before.as_str());
@@ -106,7 +109,8 @@ impl Store {
         Ok(Ok(file))
     }
 
-    /// Reads an artifact from its first to its last byte, whatever is known of it. `None` when it is whole.
+    /// Reads an artifact from its first to its last byte, whatever vouches for it. `None` when it is whole; one that is not
+    /// is handed out no more until it is kept anew.
     ///
     /// # Errors
     /// The database or the file system failed.
@@ -114,10 +118,16 @@ impl Store {
         let Some(record) = self.record(&self.lock(), digest)? else {
             return Ok(Some(Damage::Missing));
         };
-        match self.open_sized(digest, &record)? {
-            Ok((file, _)) => self.damage_in(&file, digest),
-            Err(damage) => Ok(Some(damage)),
+        let file = match self.open_sized(digest, &record)? {
+            Ok(_) if record.damaged => return Ok(Some(Damage::Bytes)),
+            Ok((file, _)) => file,
+            Err(damage) => return Ok(Some(damage)),
+        };
+        let damage = self.damage_in(&file, digest)?;
+        if damage.is_some() {
+            self.mark_damaged(digest, &record)?;
         }
+        Ok(damage)
     }
 
     /// The file and its stamp.

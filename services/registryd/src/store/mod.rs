@@ -40,6 +40,7 @@ pub const MIGRATIONS: Migrations<'static> = Migrations::from_slice(STEPS);
 const STEPS: &[M<'static>] = &[
     M::up(include_str!("../../migrations/0001-initial.sql")),
     M::up(include_str!("../../migrations/0002-versions.sql")).foreign_key_check(),
+    M::up(include_str!("../../migrations/0003-damaged.sql")),
 ];
 
 /// The database's file in the state folder.

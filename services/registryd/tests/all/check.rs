@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, FileTimes, Permissions},
     io::{Read, Seek, SeekFrom, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::PathBuf,
     time::SystemTime,
 };
@@ -11,8 +11,11 @@ use std::{
 use registryd::{DATABASE, Damage, OpenError, Store};
 use tempfile::TempDir;
 
-use crate::common::{
-    bytes, create, digest, install, keep, manifest, open, registry, temp_dir, unsigned,
+use crate::{
+    common::{
+        bytes, create, digest, install, keep, manifest, new_vm, open, registry, temp_dir, unsigned,
+    },
+    web::{Page, Web},
 };
 
 const CONTENT: &[u8] = b"what the plugin's maker signed";
@@ -175,4 +178,55 @@ async fn verifying_tells_of_each_part_and_changes_nothing() {
         .verify(Some("nginx".parse().unwrap()), |_| true)
         .await;
     assert!(missing.is_err());
+}
+
+#[tokio::test]
+async fn bytes_that_rotted_under_their_stamp_are_fetched_again_once_they_were_found() {
+    let dir = temp_dir();
+    let registry = registry(&dir);
+    let web = Web::serve([("/i", Page::Body(CONTENT.to_vec()))]).await;
+    let given = unsigned(&manifest("caddy", &web.url("/i"), CONTENT));
+    registry.install(given.clone(), |_| {}).await.unwrap();
+    registry.create_vm(new_vm("web", "caddy")).await.unwrap();
+    change(&dir);
+    // As if nobody had written to it.
+    let meta = fs::metadata(blob(&dir)).unwrap();
+    let stamp = format!(
+        "{}.{}:{}:{}.{:09}:{}.{:09}",
+        meta.dev(),
+        meta.ino(),
+        meta.len(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+    );
+    let db = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
+    db.execute("UPDATE blobs SET stamp = ?1", [stamp]).unwrap();
+    let whole = async || {
+        let mut whole = None;
+        let told = registry.verify(None, |one| {
+            if one.subject == "initramfs" {
+                whole = Some(one.ok);
+            }
+            true
+        });
+        told.await.unwrap();
+        whole.unwrap()
+    };
+    let name = || "web".parse().unwrap();
+    registry.open_vm(name()).await.unwrap();
+    assert!(!whole().await);
+    let error = registry.open_vm(name()).await.unwrap_err();
+    let damaged = Damage::Bytes;
+    assert!(
+        matches!(error, OpenError::Artifact { damage, .. } if damage == damaged),
+        "{error}"
+    );
+    assert!(!whole().await);
+    assert_eq!(web.asked().len(), 1);
+    registry.install(given, |_| {}).await.unwrap();
+    assert_eq!(web.asked().len(), 2);
+    assert!(whole().await);
+    registry.open_vm(name()).await.unwrap();
 }
