@@ -88,6 +88,12 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// The plugin is let in, but an artifact of it was not uploaded.
+    #[must_use]
+    pub fn is_missing_artifact(&self) -> bool {
+        self.slug() == "missing-artifact"
+    }
+
     /// The last part of the problem's type.
     fn slug(&self) -> &str {
         self.kind.rsplit('/').next().unwrap_or_default()

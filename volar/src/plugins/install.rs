@@ -1,4 +1,4 @@
-//! `volar plugins install`: checks what is on this machine, uploads what Volant lacks, and has it installed.
+//! `volar plugins install`: checks what is on this machine, has it installed, and uploads what Volant lacks for that.
 
 use std::{
     io,
@@ -12,11 +12,9 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use reqwest::Body;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use tokio::{
-    fs::File,
-    io::{AsyncReadExt, AsyncSeekExt},
-};
+use tokio::{fs::File, io::AsyncReadExt};
 use tokio_util::io::ReaderStream;
 use volant_spec::Digest;
 
@@ -48,12 +46,13 @@ pub async fn run(given: &Install, client: &Client, output: &Output) -> Result<()
         ));
     }
     let mut bars = Bars::new(output);
+    let mut local = Vec::new();
     let (source, signature) = match origin {
         Origin::File(path) => {
-            let local = manifest::read(&path)?;
+            let manifest = manifest::read(&path)?;
             let signature = manifest::signature(&path, given.signature.as_deref())?;
-            upload_all(&local.artifacts, client, &bars).await?;
-            (Source::Manifest(local.written), signature)
+            local = check_all(&manifest.artifacts, &bars).await?;
+            (Source::Manifest(manifest.written), signature)
         }
         Origin::Url(url) => (Source::ManifestUrl(url), None),
         Origin::Oci(reference) => (Source::OciReference(reference), None),
@@ -64,16 +63,14 @@ pub async fn run(given: &Install, client: &Client, output: &Output) -> Result<()
         signature,
         allow_downgrade: given.allow_downgrade,
     };
-    let spinner = waiting::spinner(output, "Installing");
-    let installed = client
-        .install(&plugin, &mut |step| {
-            spinner.finish_and_clear();
-            bars.fetching(step);
-        })
-        .await;
-    spinner.finish_and_clear();
-    bars.end();
-    let installed = installed?;
+    let installed = match install(&plugin, client, &mut bars, output).await {
+        // The plugin is let in: only now is it worth an upload.
+        Err(Failure::Problem(problem)) if problem.is_missing_artifact() && !local.is_empty() => {
+            upload_all(&local, client, &bars).await?;
+            install(&plugin, client, &mut bars, output).await
+        }
+        installed => installed,
+    }?;
     let plugin: Plugin = read(installed.clone())?;
     for warning in &plugin.warnings {
         output.warn(warning);
@@ -84,12 +81,29 @@ pub async fn run(given: &Install, client: &Client, output: &Output) -> Result<()
     output.done(&plugin.sentence())
 }
 
-/// Uploads what the store lacks; a file that several fields name, once.
-async fn upload_all(
-    artifacts: &[LocalArtifact],
+async fn install(
+    plugin: &NewPlugin,
     client: &Client,
-    bars: &Bars,
-) -> Result<(), Failure> {
+    bars: &mut Bars,
+    output: &Output,
+) -> Result<Value, Failure> {
+    let spinner = waiting::spinner(output, "Installing");
+    let installed = client
+        .install(plugin, &mut |step| {
+            spinner.finish_and_clear();
+            bars.fetching(step);
+        })
+        .await;
+    spinner.finish_and_clear();
+    bars.end();
+    installed
+}
+
+/// An artifact that is what the manifest says, and its size.
+type Checked = (LocalArtifact, u64);
+
+/// Checks the artifacts; a file that several fields name, once.
+async fn check_all(artifacts: &[LocalArtifact], bars: &Bars) -> Result<Vec<Checked>, Failure> {
     let is_first = |at: usize, artifact: &LocalArtifact| {
         let same = |other: &LocalArtifact| {
             (&other.path, other.digest, other.size)
@@ -97,24 +111,20 @@ async fn upload_all(
         };
         !artifacts[..at].iter().any(same)
     };
-    let uploads = artifacts
+    let different = artifacts
         .iter()
         .enumerate()
         .filter(|(at, artifact)| is_first(*at, artifact))
-        .map(|(_, artifact)| Ok(artifact));
-    stream::iter(uploads)
-        .try_for_each_concurrent(AT_ONCE, |artifact| upload(artifact, client, bars))
+        .map(|(_, artifact)| async move { Ok((artifact.clone(), check(artifact, bars).await?)) });
+    stream::iter(different)
+        .buffered(AT_ONCE)
+        .try_collect()
         .await
 }
 
-/// Checks an artifact, and uploads it unless the store has it.
-async fn upload(artifact: &LocalArtifact, client: &Client, bars: &Bars) -> Result<(), Failure> {
-    let failed = |source| Failure::Artifact {
-        artifact: artifact.field.clone(),
-        path: artifact.path.clone(),
-        source,
-    };
-    let (mut file, size) = open(&artifact.path).await.map_err(failed)?;
+/// Reads an artifact; gives its size.
+async fn check(artifact: &LocalArtifact, bars: &Bars) -> Result<u64, Failure> {
+    let (mut file, size) = open(&artifact.path).await.map_err(failed(artifact))?;
     if let Some(expected) = artifact.size.filter(|expected| *expected != size) {
         let (artifact, path) = (artifact.field.clone(), artifact.path.clone());
         return Err(Failure::ArtifactSize {
@@ -125,7 +135,7 @@ async fn upload(artifact: &LocalArtifact, client: &Client, bars: &Bars) -> Resul
         });
     }
     let checking = bars.bar(format!("Checking {}", artifact.field), size);
-    let actual = digest(&mut file, &checking).await.map_err(failed);
+    let actual = digest(&mut file, &checking).await.map_err(failed(artifact));
     checking.finish_and_clear();
     let actual = actual?;
     if actual != artifact.digest {
@@ -138,10 +148,28 @@ async fn upload(artifact: &LocalArtifact, client: &Client, bars: &Bars) -> Resul
             actual,
         });
     }
-    if client.has_blob(&actual).await? {
+    Ok(size)
+}
+
+async fn upload_all(artifacts: &[Checked], client: &Client, bars: &Bars) -> Result<(), Failure> {
+    stream::iter(artifacts.iter().map(Ok))
+        .try_for_each_concurrent(AT_ONCE, |(artifact, size)| {
+            upload(artifact, *size, client, bars)
+        })
+        .await
+}
+
+/// Uploads an artifact unless the store has it. Volant checks it again: the file may be another one by now.
+async fn upload(
+    artifact: &LocalArtifact,
+    size: u64,
+    client: &Client,
+    bars: &Bars,
+) -> Result<(), Failure> {
+    if client.has_blob(&artifact.digest).await? {
         return Ok(());
     }
-    file.rewind().await.map_err(failed)?;
+    let (file, _) = open(&artifact.path).await.map_err(failed(artifact))?;
     let sending = bars.bar(format!("Uploading {}", artifact.field), size);
     let (seen, unreadable) = (sending.clone(), Arc::new(AtomicBool::new(false)));
     let watched = Arc::clone(&unreadable);
@@ -157,15 +185,23 @@ async fn upload(artifact: &LocalArtifact, client: &Client, bars: &Bars) -> Resul
             }
         });
     let sent = client
-        .put_blob(&actual, size, Body::wrap_stream(stream))
+        .put_blob(&artifact.digest, size, Body::wrap_stream(stream))
         .await;
     sending.finish_and_clear();
     match sent {
         // The HTTP client only knows that its body ended early.
-        Err(_) if unreadable.load(Ordering::Relaxed) => {
-            Err(failed(io::Error::other("it could not be read to its end")))
-        }
+        Err(_) if unreadable.load(Ordering::Relaxed) => Err(failed(artifact)(io::Error::other(
+            "it could not be read to its end",
+        ))),
         sent => sent,
+    }
+}
+
+fn failed(artifact: &LocalArtifact) -> impl Fn(io::Error) -> Failure {
+    |source| Failure::Artifact {
+        artifact: artifact.field.clone(),
+        path: artifact.path.clone(),
+        source,
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Kept {
     pub uploads: usize,
     /// The last body that asked for an install.
     pub install: Value,
+    /// Whether each manifest that is sent is refused.
+    pub trusts_nobody: bool,
     /// Whether the store is damaged.
     pub damaged: bool,
     /// The policy on signatures; "require" when empty.

@@ -185,6 +185,24 @@ fn a_plugin_that_is_not_trusted_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn a_plugin_that_is_refused_costs_no_upload() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    gateway.kept().trusts_nobody = true;
+    let mut install = plugin.install(&gateway);
+    install
+        .assert()
+        .code(1)
+        .stdout("")
+        .stderr(contains("error: the key 01 is not trusted here\n"));
+    assert_eq!(gateway.kept().uploads, 0);
+    // What is wrong with a local file is told before anyone is asked.
+    gateway.kept().install = Value::Null;
+    fs::write(plugin.folder.path().join("caddy.cpio.gz"), "short").unwrap();
+    install.assert().code(1).stderr(contains("has 5 bytes"));
+    assert_eq!(gateway.kept().install, Value::Null);
+}
+
+#[test]
 fn an_artifact_of_the_web_is_left_to_volant() {
     let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
     plugin.describe("https://example.com/caddy.cpio.gz", &plugin.digest);

@@ -10,6 +10,7 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::{Value, json};
+use volant_spec::{Manifest, manifest::Named};
 
 use super::{Kept, Shared, problem};
 
@@ -31,6 +32,19 @@ impl Kept {
     fn meant(&self, plugin: &str) -> Vec<String> {
         let is_meant = |key: &&String| *key == plugin || key.split('@').next() == Some(plugin);
         self.plugins.keys().filter(is_meant).cloned().collect()
+    }
+
+    /// The first artifact of a manifest that would have to be uploaded.
+    fn lacks(&self, manifest: &str) -> Option<String> {
+        let manifest = Manifest::parse(manifest.as_bytes()).unwrap();
+        let is_lacking = |artifact: &Named<'_>| {
+            !artifact.url.starts_with("http")
+                && !self.blobs.contains_key(&artifact.checksum.to_string())
+        };
+        manifest
+            .artifacts()
+            .find(is_lacking)
+            .map(|artifact| artifact.field)
     }
 }
 
@@ -126,7 +140,16 @@ async fn install(State(kept): State<Shared>, Json(given): Json<Value>) -> Respon
         lines(&[json!({ "problem": problem })])
     };
     let text = match (&given["manifest"], given["manifest_url"].as_str()) {
-        (Value::String(text), _) => text.clone(),
+        (Value::String(_), _) if kept.trusts_nobody => {
+            return refused("untrusted-plugin", 403, "the key 01 is not trusted here");
+        }
+        (Value::String(text), _) => match kept.lacks(text) {
+            Some(artifact) => {
+                let detail = format!("the artifact '{artifact}' is not in the store");
+                return refused("missing-artifact", 409, &detail);
+            }
+            None => text.clone(),
+        },
         (_, Some(url)) if url.ends_with("broken.json") => {
             return refused("invalid-request", 400, "a wrong checksum");
         }
