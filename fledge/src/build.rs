@@ -149,6 +149,7 @@ fn whole(options: &Options, watch: &mut dyn Watch) -> Result<Built, BuildError> 
         Some(source) => Some(source::obtain(
             source,
             folder,
+            &options.output,
             &options.registries,
             watch.fetching(),
             &options.cancel,

@@ -1,6 +1,9 @@
 //! The image that a root comes from, brought here.
 
-use std::path::Path;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use tokio::runtime::Handle;
 use volant_oci::{
@@ -21,6 +24,11 @@ pub enum ObtainError {
     Platform(#[source] PlatformError),
     #[error("oci_source.image")]
     Source(#[source] SourceError),
+    #[error(
+        "the output folder {} is inside {image}: the image would hold its own results; give another with -o",
+        output.display()
+    )]
+    OutputInside { output: PathBuf, image: String },
     #[error("cannot take the image {image}")]
     Image {
         image: String,
@@ -50,10 +58,11 @@ pub struct Registries {
     pub cache: Cache,
 }
 
-/// Brings an image here. Paths are relative to `folder`.
+/// Brings an image here. Paths are relative to `folder`; the results go to `output`, which may not be a part of it.
 pub fn obtain(
     source: &recipe::Source,
     folder: &Path,
+    output: &Path,
     registries: &Registries,
     progress: ProgressFn,
     cancel: &Cancel,
@@ -71,6 +80,14 @@ pub fn obtain(
         }
     };
     let parsed = Source::parse(&text, folder).map_err(ObtainError::Source)?;
+    if let Source::Tree(tree) = &parsed
+        && is_inside(output, tree).unwrap_or(false)
+    {
+        return Err(ObtainError::OutputInside {
+            output: output.to_owned(),
+            image: parsed.to_string(),
+        });
+    }
     let reference = match &parsed {
         Source::Registry(reference) => Some(reference.to_string()),
         _ => None,
@@ -95,4 +112,43 @@ pub fn obtain(
         reference,
         _built: built,
     })
+}
+
+/// Whether a folder, which may be missing yet, is or will be inside another.
+fn is_inside(folder: &Path, outer: &Path) -> io::Result<bool> {
+    let folder = std::path::absolute(folder)?;
+    let there = folder.ancestors().find(|path| path.exists());
+    let there = there.unwrap_or(Path::new("/")).canonicalize()?;
+    Ok(there.starts_with(outer.canonicalize()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_inside_another_by_whatever_name() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        std::fs::create_dir_all(at("tree/out")).unwrap();
+        std::fs::create_dir(at("tree-too")).unwrap();
+        std::os::unix::fs::symlink("tree/out", at("link")).unwrap();
+        for (folder, expected) in [
+            ("tree", true),
+            ("tree/out", true),
+            ("tree/new/newer", true),
+            ("link", true),
+            ("link/new", true),
+            ("./tree-too/../tree/new", true),
+            ("tree-too", false),
+            ("tree-three", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                is_inside(&at(folder), &at("tree")).unwrap(),
+                expected,
+                "{folder}"
+            );
+        }
+    }
 }
