@@ -13,7 +13,7 @@ use std::{
 };
 
 use volant_spec::config::TRUST_DIR;
-use volant_trust::{KeyFileError, Keyring, PublicKeyError};
+use volant_trust::{KeyFileError, Keyring, ProblemKind, PublicKeyError};
 
 use crate::{
     Failures,
@@ -53,8 +53,13 @@ pub enum TrustError {
     Taken { name: String, path: PathBuf },
     #[error("the key {name} is trusted already, for other plugins or with another comment: {}", path.display())]
     TrustedOtherwise { name: String, path: PathBuf },
-    #[error("{}", .0)]
-    Unusable(String),
+    #[error("no key would be trusted in {}", folder.display())]
+    Folder {
+        folder: PathBuf,
+        source: ProblemKind,
+    },
+    #[error("the key {name} would not be trusted, and is not written{why}")]
+    Unusable { name: String, why: String },
     #[error("no key is called {name} in {}", folder.display())]
     NoSuchKey { name: String, folder: PathBuf },
     #[error("cannot {act} {}", path.display())]
@@ -77,7 +82,7 @@ impl TrustError {
             | Self::Content(_) => 2,
             Self::NoSuchKey { .. } => 3,
             Self::Taken { .. } | Self::TrustedOtherwise { .. } => 4,
-            Self::NotRoot | Self::Unusable(_) | Self::File { .. } => 1,
+            Self::NotRoot | Self::Folder { .. } | Self::Unusable { .. } | Self::File { .. } => 1,
         }
     }
 
@@ -90,6 +95,12 @@ impl TrustError {
             Self::TrustedOtherwise { .. } => {
                 Some("to change what it may sign, first: volar plugins trust remove NAME")
             }
+            Self::Folder {
+                source: ProblemKind::Owner { .. } | ProblemKind::Writable(_),
+                ..
+            } => Some(
+                "as root: chown root FOLDER && chmod go-w FOLDER; look at what is in it; then add the key again",
+            ),
             Self::NoSuchKey { .. } => Some("volar plugins trust list shows all keys"),
             _ => None,
         }
@@ -158,6 +169,11 @@ fn keep(new: &NewKey, folder: &Path, owner: u32) -> Result<bool, TrustError> {
         move |source| TrustError::File { act, path, source }
     };
     make_folder(folder).map_err(failed("create", folder))?;
+    let problems = Keyring::load(folder, owner).problems;
+    if let Some(problem) = problems.into_iter().find(|problem| problem.path == folder) {
+        let (folder, source) = (problem.path, problem.kind);
+        return Err(TrustError::Folder { folder, source });
+    }
     let path = folder.join(new.file_name());
     if let Some(taken) = files(&new.name, folder).find(|path| path.symlink_metadata().is_ok()) {
         return already(new, taken, folder, owner);
@@ -172,19 +188,17 @@ fn keep(new: &NewKey, folder: &Path, owner: u32) -> Result<bool, TrustError> {
         File::open(folder)?.sync_all()
     };
     write().map_err(failed("write", &path))?;
-    // What the host would make of it: the folder may be one that it takes no key from.
+    // What the host makes of it: the folder may be full, or the file another's on a network's file system.
     let loaded = Keyring::load(folder, owner);
     if loaded.keyring.keys().any(|key| key.path == path) {
         return Ok(true);
     }
-    let at_fault =
-        |problem: &&volant_trust::Problem| problem.path == path || problem.path == folder;
-    let problem = loaded.problems.iter().find(at_fault);
+    fs::remove_file(&path).map_err(failed("remove", &path))?;
+    let (name, found) = (new.name.clone(), loaded.problems);
+    let of = |at: &Path| found.iter().find(|problem| problem.path == at);
+    let problem = of(&path).or_else(|| of(folder));
     let why = problem.map_or_else(String::new, |problem| format!(": {}", problem.kind));
-    let path = path.display();
-    Err(TrustError::Unusable(format!(
-        "{path} is written, and the host does not trust it{why}"
-    )))
+    Err(TrustError::Unusable { name, why })
 }
 
 /// There is a file of that name: fine if it says the same.

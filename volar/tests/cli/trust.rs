@@ -170,14 +170,44 @@ fn a_key_is_trusted_no_more() {
 }
 
 #[test]
-fn a_folder_that_others_can_write_to_is_named() {
+fn nothing_is_written_to_a_folder_that_others_can_write_to() {
     let host = Host::new();
     fs::create_dir_all(host.folder()).unwrap();
-    fs::set_permissions(host.folder(), fs::Permissions::from_mode(0o777)).unwrap();
-    let mut add = host.trust(&format!("add {KEY}"));
-    add.assert().code(1).stderr(contains(
-        "the host does not trust it: others can write to it",
-    ));
+    let may = |mode| fs::set_permissions(host.folder(), fs::Permissions::from_mode(mode)).unwrap();
+    may(0o777);
+    let mut add = host.trust(&format!("add {KEY} --name acme"));
+    for _ in 0..2 {
+        add.assert().code(1).stdout("").stderr(
+            contains("no key would be trusted in ")
+                .and(contains(": others can write to it (mode 0777)"))
+                .and(contains(
+                    "hint: as root: chown root FOLDER && chmod go-w FOLDER",
+                )),
+        );
+        assert_eq!(fs::read_dir(host.folder()).unwrap().count(), 0);
+    }
+    may(0o755);
+    add.assert().success();
+    assert_eq!(host.keys(), ["acme *"]);
+}
+
+#[test]
+fn a_key_that_is_not_trusted_all_the_same_is_taken_away_again() {
+    let host = Host::new();
+    fs::create_dir_all(host.folder()).unwrap();
+    // As many keys as there may be: the one more is the last by name.
+    for n in 0..1024 {
+        fs::write(host.folder().join(format!("k{n}.pub")), KEY).unwrap();
+    }
+    let mut add = host.trust(&format!("add {KEY} --name z"));
+    let why =
+        "the key z would not be trusted, and is not written: the folder has more than 1024 keys";
+    for _ in 0..2 {
+        add.assert().code(1).stdout("").stderr(contains(why));
+    }
+    assert!(!host.folder().join("z.pub").exists());
+    fs::remove_file(host.folder().join("k0.pub")).unwrap();
+    add.assert().success();
 }
 
 #[test]
