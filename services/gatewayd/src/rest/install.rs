@@ -85,7 +85,10 @@ pub async fn install(
         line(&match &installed {
             Ok(plugin) => Line::Plugin(plugin),
             Err(problem) => {
-                tracing::warn!("an install failed: {problem}");
+                // An upload is asked for, and not yet a failure.
+                if problem.kind != Kind::MissingArtifact {
+                    tracing::warn!("an install failed: {problem}");
+                }
                 Line::Problem(problem.body())
             }
         })
