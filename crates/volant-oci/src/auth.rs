@@ -13,6 +13,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
+use crate::image::shown;
+
 const MAX_FILE: u64 = 1024 * 1024;
 const MAX_HELPER_ANSWER: u64 = 1024 * 1024;
 /// What docker calls its own registry in these files.
@@ -41,10 +43,18 @@ impl fmt::Debug for Credential {
     }
 }
 
+/// What there is for a repository.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub credential: Option<Credential>,
+    /// A helper that a file names, as of another machine, and that is not installed here.
+    pub missing_helper: Option<String>,
+}
+
 /// Why credentials could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    #[error("cannot read the credentials in {}", path.display())]
+    #[error("cannot read the credentials in {}{}", path.display(), remedy(path, source))]
     Read { path: PathBuf, source: io::Error },
     // The source of this error would quote the file.
     #[error("{} is no file of credentials: line {line} is not the JSON that is expected there", path.display())]
@@ -59,6 +69,20 @@ pub enum AuthError {
         registry: String,
         why: &'static str,
     },
+}
+
+/// What `podman login` as root writes is root's alone: a service has to be let in.
+fn remedy(path: &Path, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let path = path.display();
+    format!(
+        " as user {uid}; as root: chgrp {gid} {path} && chmod 640 {path}",
+        uid = uid.as_raw(),
+        gid = gid.as_raw(),
+    )
 }
 
 impl Credentials {
@@ -78,11 +102,15 @@ impl Credentials {
     }
 
     /// Where the calling user's are: `$REGISTRY_AUTH_FILE` alone if it is set, else `containers/auth.json` in
-    /// `$XDG_RUNTIME_DIR` and the configuration, and docker's `config.json`. The first that has something is taken.
+    /// `$XDG_RUNTIME_DIR` (without one, `/run/containers/UID/auth.json`) and the configuration, and docker's
+    /// `config.json`. The first that has something is taken; a helper that is not installed has nothing.
     #[must_use]
     pub fn from_env() -> Self {
         Self {
-            files: files(&|name| env::var_os(name).filter(|value| !value.is_empty())),
+            files: files(
+                &|name| env::var_os(name).filter(|value| !value.is_empty()),
+                rustix::process::geteuid().as_raw(),
+            ),
             helpers: true,
         }
     }
@@ -92,40 +120,54 @@ impl Credentials {
         &self,
         registry: &str,
         repository: &str,
-    ) -> Result<Option<Credential>, AuthError> {
+    ) -> Result<Found, AuthError> {
+        let mut found = Found::default();
         for path in &self.files {
             let Some(file) = read(path)? else { continue };
             if self.helpers
                 && let Some(name) = file.helper(registry)
-                && let Some(credential) = ask_helper(name, registry).await?
             {
-                return Ok(Some(credential));
+                match ask_helper(name, registry).await {
+                    Err(AuthError::Helper { name, source })
+                        if source.kind() == io::ErrorKind::NotFound =>
+                    {
+                        found.missing_helper.get_or_insert(name);
+                    }
+                    answer => found.credential = answer?,
+                }
             }
-            if let Some((key, entry)) = file.entry(registry, repository)
-                && let Some(credential) = entry.credential().map_err(|()| AuthError::Entry {
-                    path: path.clone(),
-                    key: key.to_owned(),
-                })?
+            if found.credential.is_none()
+                && let Some((key, entry)) = file.entry(registry, repository)
             {
-                return Ok(Some(credential));
+                found.credential = entry.credential().map_err(|()| AuthError::Entry {
+                    path: path.clone(),
+                    key: shown(key),
+                })?;
+            }
+            if found.credential.is_some() {
+                break;
             }
         }
-        Ok(None)
+        Ok(found)
     }
 }
 
-fn files(env: &dyn Fn(&str) -> Option<std::ffi::OsString>) -> Vec<PathBuf> {
+fn files(env: &dyn Fn(&str) -> Option<std::ffi::OsString>, user: u32) -> Vec<PathBuf> {
     if let Some(path) = env("REGISTRY_AUTH_FILE") {
         return vec![path.into()];
     }
     let home = env("HOME").map(PathBuf::from);
-    let runtime = env("XDG_RUNTIME_DIR").map(PathBuf::from);
+    // Without a session, as in a container or with sudo, skopeo and podman write their logins below /run.
+    let runtime = env("XDG_RUNTIME_DIR").map_or_else(
+        || format!("/run/containers/{user}/auth.json").into(),
+        |dir| Path::new(&dir).join("containers/auth.json"),
+    );
     let config = env("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .or_else(|| home.as_ref().map(|home| home.join(".config")));
     let docker = env("DOCKER_CONFIG").map(PathBuf::from);
     [
-        runtime.map(|dir| dir.join("containers/auth.json")),
+        Some(runtime),
         config.map(|dir| dir.join("containers/auth.json")),
         docker.map(|dir| dir.join("config.json")),
         home.map(|dir| dir.join(".docker/config.json")),
@@ -256,7 +298,7 @@ struct HelperAnswer {
 /// Runs `docker-credential-NAME get`. `None` when it has nothing for this registry.
 async fn ask_helper(name: &str, registry: &str) -> Result<Option<Credential>, AuthError> {
     let refused = |why| AuthError::HelperAnswer {
-        name: name.chars().take(64).flat_map(char::escape_debug).collect(),
+        name: shown(name),
         registry: registry.to_owned(),
         why,
     };
@@ -399,10 +441,11 @@ mod tests {
     #[test]
     fn the_files_are_those_of_skopeo_and_docker() {
         let lookup = |names: &'static [(&'static str, &'static str)]| {
-            files(&|name| {
+            let env = |name: &str| {
                 let found = names.iter().find(|(key, _)| *key == name)?;
                 Some(found.1.into())
-            })
+            };
+            files(&env, 1000)
         };
         assert_eq!(
             lookup(&[("REGISTRY_AUTH_FILE", "/a.json"), ("HOME", "/h")]),
@@ -420,20 +463,33 @@ mod tests {
             "/h/.docker/config.json",
         ];
         assert_eq!(several, expected.map(PathBuf::from));
+        let no_session = ["/run/containers/1000/auth.json", "/h/.docker/config.json"];
+        let found = lookup(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/c")]);
+        assert_eq!([&found[0], &found[2]], no_session.map(Path::new));
     }
 
     #[tokio::test]
-    async fn a_file_given_runs_no_helper() {
+    async fn a_file_given_runs_no_helper_and_a_missing_helper_has_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("auth.json");
+        let [path, next] = ["auth.json", "next.json"].map(|name| dir.path().join(name));
         std::fs::write(&path, r#"{"credsStore": "there-is-no-such-helper"}"#).unwrap();
         let found = Credentials::file(&path).lookup("a.example", "x").await;
-        assert_eq!(found.unwrap(), None);
+        assert_eq!(found.unwrap(), Found::default());
+        let entry = r#"{"auths": {"a.example": {"username": "u", "password": "p"}}}"#;
+        std::fs::write(&next, entry).unwrap();
         let helped = Credentials {
-            files: vec![path],
+            files: vec![path, next],
             helpers: true,
         };
-        let error = helped.lookup("a.example", "x").await.unwrap_err();
-        assert!(matches!(error, AuthError::Helper { .. }), "{error}");
+        for (registry, credential) in [("a.example", Some(password("u", "p"))), ("b.example", None)]
+        {
+            let missing_helper = Some("there-is-no-such-helper".to_owned());
+            let expected = Found {
+                credential,
+                missing_helper,
+            };
+            let found = helped.lookup(registry, "x").await;
+            assert_eq!(found.unwrap(), expected, "{registry}");
+        }
     }
 }

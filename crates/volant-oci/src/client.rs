@@ -31,6 +31,8 @@ struct Inner {
     /// What a host that may speak plain http was found to speak.
     schemes: Mutex<HashMap<String, &'static str>>,
     logins: Mutex<HashMap<(String, String), Authorization>>,
+    /// The helper that should have had a host's login, and is not installed.
+    missing_helpers: Mutex<HashMap<String, String>>,
 }
 
 /// Why there is no client.
@@ -68,6 +70,7 @@ impl Client {
                 registries,
                 schemes: Mutex::default(),
                 logins: Mutex::default(),
+                missing_helpers: Mutex::default(),
             }),
         }
     }
@@ -111,8 +114,26 @@ impl Client {
         if response.status().is_success() {
             Ok(response)
         } else {
-            Err(failure(response, endpoint, self.limits()).await)
+            Err(self.failure(response, endpoint).await)
         }
+    }
+
+    /// What an answer that is no success means.
+    pub(crate) async fn failure(&self, response: Response, endpoint: &Endpoint) -> Trouble {
+        let trouble = failure(response, endpoint, self.limits()).await;
+        self.explained(trouble, endpoint)
+    }
+
+    /// With the reason why there was no login, if a helper was missing.
+    fn explained(&self, mut trouble: Trouble, endpoint: &Endpoint) -> Trouble {
+        if let Trouble::Unauthorized { detail, .. } = &mut trouble
+            && let Some(name) = locked(&self.inner.missing_helpers).get(&endpoint.host)
+        {
+            detail.push_str("; the credential helper docker-credential-");
+            detail.push_str(name);
+            detail.push_str(" is not installed");
+        }
+        trouble
     }
 
     /// As [`Client::request`], for a whole URL of the endpoint, and whatever the status is.
@@ -173,12 +194,15 @@ impl Client {
             return Ok(false);
         };
         let scope = scope(endpoint, access);
-        let credential = self
+        let found = self
             .inner
             .credentials
             .lookup(&endpoint.host, &endpoint.repository)
             .await?;
-        let login = match (&challenge, credential) {
+        if let Some(name) = found.missing_helper {
+            locked(&self.inner.missing_helpers).insert(endpoint.host.clone(), name);
+        }
+        let login = match (&challenge, found.credential) {
             (Challenge::Basic, Some(crate::auth::Credential::Password { user, password })) => {
                 Authorization::Basic { user, password }
             }
@@ -186,7 +210,9 @@ impl Client {
             (Challenge::Bearer { realm, service }, credential) => {
                 let at = (realm.as_str(), service.as_deref());
                 let transport = self.transport();
-                token::fetch(transport, endpoint, at, &scope, credential.as_ref(), url).await?
+                token::fetch(transport, endpoint, at, &scope, credential.as_ref(), url)
+                    .await
+                    .map_err(|trouble| self.explained(trouble, endpoint))?
             }
         };
         let key = (endpoint.host.clone(), scope);

@@ -26,7 +26,6 @@ use volant_spec::Digest;
 use crate::{
     client::{Access, Client, error},
     error::{RegistryError, Trouble},
-    http::failure,
     reference::Reference,
     registries_conf::Endpoint,
     verify::digest_of,
@@ -215,7 +214,7 @@ impl Client {
             .watched(request, source.size(), &sent, progress)
             .await?;
         if response.status() != StatusCode::CREATED && response.status() != StatusCode::NO_CONTENT {
-            return Err(failure(response, endpoint, self.limits()).await);
+            return Err(self.failure(response, endpoint).await);
         }
         same_digest(&response, *digest)
     }

@@ -7,6 +7,7 @@ mod faults;
 mod faulty;
 mod local;
 mod logins;
+mod own;
 mod plugins;
 mod pulls;
 mod tools;
