@@ -49,8 +49,28 @@ pub enum FetchError {
     Slow { got: u64, window: Duration },
     #[error("the download broke off after {got} bytes")]
     Broken { got: u64, source: reqwest::Error },
+    #[error("it ended after {got} of {size} bytes")]
+    Short { got: u64, size: u64 },
     #[error("it is larger than {limit} bytes")]
     TooLarge { limit: u64 },
+}
+
+impl FetchError {
+    /// Whether another try may well succeed: the transfer broke off, or the server was slow, busy or away.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Request(error) => !error.is_redirect() && !error.is_builder(),
+            Self::Answer(status) => {
+                matches!(
+                    *status,
+                    StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
+                ) || status.is_server_error()
+            }
+            Self::Silent(_) | Self::Slow { .. } | Self::Broken { .. } | Self::Short { .. } => true,
+            Self::Client(_) | Self::TooLarge { .. } => false,
+        }
+    }
 }
 
 /// Fetches. The HTTP client is made at the first use, as many lives of the daemon need none.
@@ -193,9 +213,19 @@ impl Fetcher {
 }
 
 fn begins_at(response: &Response, offset: u64) -> bool {
-    let range = response.headers().get(header::CONTENT_RANGE);
-    let range = range.and_then(|range| range.to_str().ok());
+    let range = content_range(response);
     range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")))
+}
+
+/// The size of the whole that an answer with a part tells.
+fn total_of(response: &Response) -> Option<u64> {
+    let (_, total) = content_range(response)?.rsplit_once('/')?;
+    total.parse().ok()
+}
+
+fn content_range(response: &Response) -> Option<&str> {
+    let range = response.headers().get(header::CONTENT_RANGE)?;
+    range.to_str().ok()
 }
 
 fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
@@ -228,6 +258,12 @@ impl Download {
     /// The size of the whole that the server announced.
     #[must_use]
     pub fn total(&self) -> Option<u64> {
+        if self.start > 0
+            && let Some(total) = total_of(&self.response)
+        {
+            // A server may send a part of what was asked for.
+            return Some(total);
+        }
         let rest = self.response.content_length()?;
         Some(rest.saturating_add(self.start))
     }

@@ -164,6 +164,7 @@ fn fetch_code(error: &FetchError) -> Code {
         FetchError::TooLarge { .. } | FetchError::Answer(_) => Code::InvalidArgument,
         FetchError::Request(_)
         | FetchError::Broken { .. }
+        | FetchError::Short { .. }
         | FetchError::Silent(_)
         | FetchError::Slow { .. } => Code::Unavailable,
         FetchError::Client(_) => Code::Internal,

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use url::Url;
-use volant_oci::{BlobStream, RegistryError, Trouble};
+use volant_oci::{BlobStream, RegistryError};
 use volant_spec::manifest::Named;
 
 use super::{
@@ -24,7 +24,7 @@ use crate::{
 
 /// Between two progress messages of an artifact.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-/// How often a download that broke off is taken up again at once.
+/// How often a download that failed, and may not the next time, is tried again without any progress in between.
 const RETRIES: u32 = 3;
 /// Before the first of them; doubled each time.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -87,7 +87,8 @@ impl Registry {
         let digest = wanted.artifact.checksum;
         let keep = |source| wanted.keep(source);
         let mut sink = Sink::resume(self.store(), digest).await.map_err(keep)?;
-        let (mut retries, mut anew) = (0, false);
+        let (mut retries, mut furthest, mut anew) = (0, sink.size(), false);
+        let enough = self.fetcher().limits().bytes;
         let mut whole = sink.size() > 0 && sink.matches(&digest).await.map_err(keep)?;
         while !whole {
             let mut resumed = sink.size() > 0;
@@ -100,17 +101,23 @@ impl Registry {
                 Ok(()) => whole = true,
                 Err(error) if is_passing(&error) => {
                     sink.flush().await.map_err(keep)?;
+                    if sink.size() >= furthest.saturating_add(enough) {
+                        (retries, furthest) = (0, sink.size());
+                    }
                     if retries == RETRIES {
                         return Err(error);
                     }
                     tokio::time::sleep(RETRY_AFTER * 2_u32.pow(retries)).await;
                     retries += 1;
                 }
-                Err(error @ InstallError::Size { .. }) => {
-                    sink.discard();
+                Err(error) => {
+                    // More than there is of it: that is something else.
+                    let most = wanted.artifact.size;
+                    if most.is_some_and(|most| sink.size() > most) {
+                        sink.discard();
+                    }
                     return Err(error);
                 }
-                Err(error) => return Err(error),
             }
         }
         let size = sink.finish(digest).await.map_err(keep)?;
@@ -131,10 +138,7 @@ impl Registry {
         }
         let keep = |source| wanted.keep(source);
         let (mut stream, announced, start) = self.open(wanted, sink.size()).await?;
-        if start == 0 && *resumed {
-            sink.restart().map_err(keep)?;
-            *resumed = false;
-        }
+        // What is there is not given up for an answer that cannot be the artifact: a portal's page, say.
         if let Some(size) = announced {
             checked(wanted.artifact, size)?;
         }
@@ -142,6 +146,10 @@ impl Registry {
         let total = announced.or(declared);
         if total.is_some_and(|size| size > limit) {
             return Err(keep(BlobError::TooLarge { limit }));
+        }
+        if start == 0 && *resumed {
+            sink.restart().map_err(keep)?;
+            *resumed = false;
         }
         while let Some(chunk) = wanted.next(&mut stream).await? {
             sink.push(&chunk).await.map_err(keep)?;
@@ -153,7 +161,10 @@ impl Registry {
                 wanted.tell(done, total);
             }
         }
-        checked(wanted.artifact, sink.size())
+        match total {
+            Some(size) if sink.size() < size => Err(wanted.short(sink.size(), size)),
+            _ => checked(wanted.artifact, sink.size()),
+        }
     }
 
     /// The bytes from `offset` on if the server can do that; the size of the whole if it is announced, and where the bytes
@@ -190,6 +201,11 @@ impl Wanted<'_> {
             url: self.place.shown(),
             source,
         }
+    }
+
+    /// The body ended before its end.
+    fn short(&self, got: u64, size: u64) -> InstallError {
+        self.fetch(FetchError::Short { got, size })
     }
 
     fn pull(&self, source: RegistryError) -> InstallError {
@@ -265,13 +281,8 @@ fn place<'a>(artifact: &Named<'_>, from: &'a From) -> Result<Place<'a>, InstallE
 
 fn is_passing(error: &InstallError) -> bool {
     match error {
-        InstallError::Fetch { source, .. } => matches!(source, FetchError::Broken { .. }),
-        InstallError::PullArtifact { source, .. } => {
-            matches!(
-                source.trouble(),
-                Trouble::Broken { .. } | Trouble::Short { .. }
-            )
-        }
+        InstallError::Fetch { source, .. } => source.is_passing(),
+        InstallError::PullArtifact { source, .. } => source.is_passing(),
         _ => false,
     }
 }

@@ -232,6 +232,69 @@ async fn what_was_sealed_and_not_put_in_its_place_is_gone_on_with() {
 }
 
 #[tokio::test]
+async fn an_answer_of_another_length_costs_nothing_of_what_is_there() {
+    let (dir, content) = (temp_dir(), content());
+    fs::create_dir(dir.path().join("partial")).unwrap();
+    let partial = dir.path().join("partial").join(digest(&content).hex());
+    fs::write(&partial, &content[..300_000]).unwrap();
+    let portal = b"<html>Please log in</html>".to_vec();
+    let web = Web::serve([("/i", Page::Body(portal))]).await;
+    let mut wanted = manifest("caddy", &web.url("/i"), &content);
+    wanted["initramfs"]["size"] = content.len().into();
+    let registry = registry(&dir);
+    // A page where the artifact was; another artifact, of which a part is sent.
+    for page in [None, Some(Page::Piecewise(vec![0; 400_000], usize::MAX))] {
+        page.into_iter().for_each(|page| web.put("/i", page));
+        let error = install(&registry, &wanted).await.unwrap_err();
+        assert!(error.contains("not 900000 as the manifest says"), "{error}");
+        assert_eq!(fs::read(&partial).unwrap(), content[..300_000]);
+    }
+    web.put("/i", Page::Piecewise(content.clone(), usize::MAX));
+    install(&registry, &wanted).await.unwrap();
+    assert_eq!(web.ranges().last().unwrap(), "bytes=300000-");
+}
+
+#[tokio::test]
+async fn a_body_that_ends_early_without_a_word_is_gone_on_with() {
+    let (dir, content) = (temp_dir(), content());
+    let web = Web::serve([("/i", Page::Plain(content[..500_000].to_vec()))]).await;
+    let mut wanted = manifest("caddy", &web.url("/i"), &content);
+    wanted["initramfs"]["size"] = content.len().into();
+    let registry = registry(&dir);
+    let error = install(&registry, &wanted).await.unwrap_err();
+    assert!(
+        error.contains("ended after 500000 of 900000 bytes"),
+        "{error}"
+    );
+    web.put("/i", Page::Piecewise(content.clone(), usize::MAX));
+    install(&registry, &wanted).await.unwrap();
+    assert_eq!(web.ranges().last().unwrap(), "bytes=500000-");
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again_and_progress_counts() {
+    let content = content();
+    let busy = |status| Page::Busy(status, 2, Box::new(Page::Body(content.clone())));
+    for (page, asked) in [
+        (busy(500), 3),
+        (busy(429), 3),
+        (busy(503), 3),
+        // More pieces than there are tries.
+        (Page::Piecewise(content.clone(), 120_000), 8),
+    ] {
+        let (dir, web) = (temp_dir(), Web::serve([("/i", page)]).await);
+        let wanted = manifest("caddy", &web.url("/i"), &content);
+        install(&registry(&dir), &wanted).await.unwrap();
+        assert_eq!(web.asked().len(), asked);
+    }
+    // What will not pass is not.
+    let (dir, web) = (temp_dir(), Web::serve([("/i", Page::Status(403))]).await);
+    let wanted = manifest("caddy", &web.url("/i"), &content);
+    install(&registry(&dir), &wanted).await.unwrap_err();
+    assert_eq!(web.asked().len(), 1);
+}
+
+#[tokio::test]
 async fn remains_of_downloads_are_few_and_young_and_go_when_asked() {
     let dir = temp_dir();
     let store = open(&dir);

@@ -35,6 +35,12 @@ pub enum Page {
     Redirect(String),
     /// Announces so many bytes, and sends none.
     Announced(u64),
+    /// As a server of HTTP/1.0 sends it: the end of the connection is the end of the body.
+    Plain(Vec<u8>),
+    /// So many times that status, then the page that follows.
+    Busy(u16, usize, Box<Page>),
+    /// A KiB each 100 ms, whatever range is asked for.
+    Paced(Vec<u8>),
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +79,20 @@ impl Web {
         self.pages.lock().unwrap().insert(path.to_owned(), page);
     }
 
+    fn page(&self, path: &str) -> Option<Page> {
+        let mut pages = self.pages.lock().unwrap();
+        let now = pages.get(path).cloned()?;
+        match &now {
+            Page::Busy(_, 0, then) => return Some(Page::clone(then)),
+            Page::Busy(status, n, then) => {
+                let next = Page::Busy(*status, n - 1, then.clone());
+                pages.insert(path.to_owned(), next);
+            }
+            _ => {}
+        }
+        Some(now)
+    }
+
     /// How many bytes of bodies were sent so far.
     pub fn sent(&self) -> usize {
         self.sent.load(Ordering::SeqCst)
@@ -106,7 +126,7 @@ async fn answer(mut stream: TcpStream, web: Web) -> std::io::Result<()> {
         .find_map(|line| line.strip_prefix("range: "))
         .map(str::to_owned);
     web.ranges.lock().unwrap().extend(range.clone());
-    let page = web.pages.lock().unwrap().get(&path).cloned();
+    let page = web.page(&path);
     let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\nconnection: close\r\n{rest}\r\n");
     let length = |n: u64| ok(&format!("content-length: {n}\r\n"));
     let mut say = async |text: &[u8]| stream.write_all(text).await;
@@ -168,5 +188,20 @@ async fn answer(mut stream: TcpStream, web: Web) -> std::io::Result<()> {
             say(head.as_bytes()).await
         }
         Some(Page::Announced(n)) => say(length(*n).as_bytes()).await,
+        Some(Page::Plain(body)) => {
+            say(b"HTTP/1.0 200 OK\r\n\r\n").await?;
+            say(body).await
+        }
+        Some(Page::Busy(status, ..)) => {
+            say(format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n").as_bytes()).await
+        }
+        Some(Page::Paced(body)) => {
+            say(length(body.len() as u64).as_bytes()).await?;
+            for piece in body.chunks(1024) {
+                say(piece).await?;
+                sleep(Duration::from_millis(100)).await;
+            }
+            Ok(())
+        }
     }
 }
