@@ -71,18 +71,13 @@ pub enum AuthError {
     },
 }
 
-/// What `podman login` as root writes is root's alone: a service has to be let in.
+/// What `podman login` writes as root is root's alone, and registryd is not root.
 fn remedy(path: &Path, error: &io::Error) -> String {
     if error.kind() != io::ErrorKind::PermissionDenied {
         return String::new();
     }
-    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let path = path.display();
-    format!(
-        " as user {uid}; as root: chgrp {gid} {path} && chmod 640 {path}",
-        uid = uid.as_raw(),
-        gid = gid.as_raw(),
-    )
+    format!(" (if registryd is to: chgrp volant-registry {path} && chmod 640 {path})")
 }
 
 impl Credentials {
@@ -427,6 +422,14 @@ mod tests {
             !format!("{error:?} {error}").contains("hunter2"),
             "{error:?}"
         );
+    }
+
+    #[test]
+    fn what_only_its_owner_can_read_is_told_with_its_remedy() {
+        let told = |kind: io::ErrorKind| remedy(Path::new("/e/a.json"), &kind.into());
+        let expected = "chgrp volant-registry /e/a.json && chmod 640 /e/a.json";
+        assert!(told(io::ErrorKind::PermissionDenied).contains(expected));
+        assert_eq!(told(io::ErrorKind::IsADirectory), "");
     }
 
     #[test]
