@@ -4,7 +4,7 @@ use std::{
     env, fs,
     io::ErrorKind,
     net::Ipv4Addr,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -25,6 +25,9 @@ const UNIT_FOLDERS: [&str; 3] = [
 ];
 /// Searched after `PATH`, which lacks them for a user who is not root.
 const MORE_FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// As whom registryd runs.
+const REGISTRYD: &str = "volant-registry";
 
 /// All that the checks are about.
 #[derive(Clone, Debug)]
@@ -55,8 +58,26 @@ pub struct Facts {
     pub trusted_keys: usize,
     /// Files that are meant to be trusted keys, and are not.
     pub trust_problems: Vec<String>,
+    /// Where there are credentials for registries.
+    pub credentials: Option<Credentials>,
     /// Every unit is enabled and active.
     pub active: bool,
+}
+
+/// The file with the credentials for registries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    pub path: PathBuf,
+    pub readers: Readers,
+}
+
+/// Who can read a file, as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// Not even registryd.
+    TooFew,
+    Right,
+    Everyone,
 }
 
 /// What `/dev/kvm` is to root.
@@ -126,6 +147,7 @@ impl Facts {
                 .iter()
                 .map(|problem| format!("{}: {}", problem.path.display(), problem.kind))
                 .collect(),
+            credentials: credentials(&config.plugins.auth_file.0),
             active: all_say("is-active", units, "active")
                 && all_say("is-enabled", units, "enabled"),
         }
@@ -141,6 +163,32 @@ fn kvm() -> Kvm {
         Ok(_) => Kvm::Opens,
         Err(error) if error.kind() == ErrorKind::NotFound => Kvm::Absent,
         Err(_) => Kvm::Closed,
+    }
+}
+
+fn credentials(path: &Path) -> Option<Credentials> {
+    let file = fs::metadata(path).ok()?;
+    let service = unistd::User::from_name(REGISTRYD).ok().flatten()?;
+    let (owner, mode) = ((file.uid(), file.gid()), file.mode());
+    Some(Credentials {
+        path: path.to_owned(),
+        readers: readers(owner, mode, (service.uid.as_raw(), service.gid.as_raw())),
+    })
+}
+
+/// The first class that the service is in counts, as for the kernel.
+fn readers(owner: (u32, u32), mode: u32, service: (u32, u32)) -> Readers {
+    let bit = if owner.0 == service.0 {
+        0o400
+    } else if owner.1 == service.1 {
+        0o040
+    } else {
+        0o004
+    };
+    match (mode & bit != 0, mode & 0o004 != 0) {
+        (false, _) => Readers::TooFew,
+        (true, false) => Readers::Right,
+        (true, true) => Readers::Everyone,
     }
 }
 
@@ -222,6 +270,21 @@ mod tests {
                 net
             }]
         );
+    }
+
+    #[test]
+    fn credentials_are_for_registryd_and_not_for_everyone() {
+        let cases = [
+            ((0, 0), 0o100600, Readers::TooFew),
+            ((0, 0), 0o100640, Readers::TooFew),
+            ((0, 9), 0o100640, Readers::Right),
+            ((8, 0), 0o100600, Readers::Right),
+            ((0, 0), 0o100644, Readers::Everyone),
+            ((0, 9), 0o100604, Readers::TooFew),
+        ];
+        for (owner, mode, expected) in cases {
+            assert_eq!(readers(owner, mode, (8, 9)), expected, "{owner:?} {mode:o}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use volant_spec::config::{Network, PATH, SignaturePolicy};
 
-use super::facts::{Facts, Kvm};
+use super::facts::{Credentials, Facts, Kvm, Readers};
 
 /// Debian 12's.
 const OLDEST_SYSTEMD: u32 = 252;
@@ -30,7 +30,7 @@ pub struct Check {
 
 /// All checks, in the order in which they matter.
 pub fn checks(facts: &Facts, network: &Network) -> Vec<Check> {
-    vec![
+    let mut checks = vec![
         platform(facts),
         systemd(facts),
         require(
@@ -69,7 +69,9 @@ pub fn checks(facts: &Facts, network: &Network) -> Vec<Check> {
         ),
         subnet(facts, network),
         signatures(facts),
-    ]
+    ];
+    checks.extend(facts.credentials.as_ref().map(credentials));
+    checks
 }
 
 fn ok(name: &str, found: impl Into<String>) -> Check {
@@ -259,6 +261,21 @@ fn signatures(facts: &Facts) -> Check {
             "volar plugins trust add KEY|FILE",
         ),
         SignaturePolicy::Require => ok("signatures", format!("required; {keys}")),
+    }
+}
+
+/// `podman login` as root leaves a file that is root's alone.
+fn credentials(Credentials { path, readers }: &Credentials) -> Check {
+    let path = path.display();
+    let fix = format!("chgrp volant-registry {path} && chmod 640 {path}");
+    match readers {
+        Readers::Right => ok("credentials", path.to_string()),
+        Readers::TooFew => warn(
+            "credentials",
+            format!("registryd cannot read {path}: no plugin can be installed from a registry"),
+            fix,
+        ),
+        Readers::Everyone => warn("credentials", format!("everyone can read {path}"), fix),
     }
 }
 

@@ -2,6 +2,11 @@
 
 use super::{super::facts::Route, *};
 
+fn login(readers: Readers) -> Option<Credentials> {
+    let path = "/etc/volant/auth.json".into();
+    Some(Credentials { path, readers })
+}
+
 fn good() -> Facts {
     Facts {
         platform: "Linux x86_64".to_owned(),
@@ -26,6 +31,7 @@ fn good() -> Facts {
         trust_folder: true,
         trusted_keys: 1,
         trust_problems: Vec::new(),
+        credentials: login(Readers::Right),
         active: false,
     }
 }
@@ -52,7 +58,7 @@ fn a_good_host_has_all() {
 #[test]
 fn what_is_wrong_is_told_with_its_remedy() {
     type Case = (fn(&mut Facts), Level, &'static str, &'static str);
-    let cases: [Case; 21] = [
+    let cases: [Case; 23] = [
         (
             |f| f.platform = "Linux aarch64".to_owned(),
             Level::Missing,
@@ -157,6 +163,18 @@ fn what_is_wrong_is_told_with_its_remedy() {
             Level::Warn,
             "not a.pub: it is no text",
             "belong to root",
+        ),
+        (
+            |f| f.credentials = login(Readers::TooFew),
+            Level::Warn,
+            "registryd cannot read /etc/volant/auth.json",
+            "chgrp volant-registry /etc/volant/auth.json && chmod 640 /etc/volant/auth.json",
+        ),
+        (
+            |f| f.credentials = login(Readers::Everyone),
+            Level::Warn,
+            "everyone can read",
+            "chmod 640",
         ),
         (
             |f| {
