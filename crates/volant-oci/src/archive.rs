@@ -57,7 +57,7 @@ pub(crate) async fn docker_image(
     if !platform.admits(&config.os, &config.architecture, config.variant.as_deref()) {
         return Err(ImageError::Platform(PlatformError::NotThere {
             wanted: platform.clone(),
-            there: vec![shown(&format!("{}/{}", config.os, config.architecture))],
+            there: vec![format!("{}/{}", config.os, config.architecture)],
         }));
     }
     if item.layers.len() != config.diff_ids.len() {
@@ -87,7 +87,7 @@ pub(crate) async fn docker_image(
 
 fn choose<'a>(items: &'a [Item], tag: Option<&str>) -> Result<&'a Item, PlatformError> {
     let tags = |item: &'a Item| item.repo_tags.as_deref().unwrap_or_default();
-    let there = || items.iter().flat_map(tags).map(|tag| shown(tag)).collect();
+    let there = || items.iter().flat_map(tags).cloned().collect();
     match (items, tag) {
         ([], _) => Err(PlatformError::Empty),
         ([only], None) => Ok(only),
@@ -96,7 +96,7 @@ fn choose<'a>(items: &'a [Item], tag: Option<&str>) -> Result<&'a Item, Platform
             .iter()
             .find(|item| tags(item).iter().any(|has| names(has, wanted)))
             .ok_or_else(|| PlatformError::NoName {
-                wanted: shown(wanted),
+                wanted: wanted.to_owned(),
                 there: there(),
             }),
     }

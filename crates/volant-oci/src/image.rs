@@ -266,9 +266,10 @@ pub(crate) fn assemble(name: String, found: Found, places: Vec<Extent>, cached: 
     }
 }
 
+/// A text of others as an error shows it: bounded, and nothing in it that a terminal would obey.
 pub(crate) fn shown(text: &str) -> String {
     text.chars()
-        .take(100)
+        .take(200)
         .flat_map(char::escape_debug)
         .collect()
 }

@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr};
 
 use volant_spec::Digest;
 
-use crate::manifest::{Descriptor, Index};
+use crate::{
+    image::shown,
+    manifest::{Descriptor, Index},
+};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -27,17 +30,21 @@ impl Default for Platform {
     }
 }
 
-/// Why there is no image to take.
+/// Why there is no image to take. Its texts are those of others, as they are; they are escaped where they are shown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlatformError {
-    #[error("'{0}' is no platform; write OS/ARCHITECTURE, as linux/amd64")]
+    #[error("'{}' is no platform; write OS/ARCHITECTURE, as linux/amd64", shown(.0))]
     Text(String),
     #[error("there is no image for {wanted}; there are: {}", list(there))]
     NotThere {
         wanted: Platform,
         there: Vec<String>,
     },
-    #[error("there is no image named '{wanted}'; there are: {}", list(there))]
+    #[error(
+        "there is no image named '{}'; there are: {}",
+        shown(wanted),
+        list(there)
+    )]
     NoName { wanted: String, there: Vec<String> },
     #[error("there are several images; name one of: {}", list(.0))]
     SeveralNames(Vec<String>),
@@ -49,6 +56,7 @@ fn list(words: &[String]) -> String {
     if words.is_empty() {
         "none".to_owned()
     } else {
+        let words: Vec<String> = words.iter().map(|word| shown(word)).collect();
         words.join(", ")
     }
 }
@@ -67,7 +75,7 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
-        let refused = || PlatformError::Text(escaped(text));
+        let refused = || PlatformError::Text(text.to_owned());
         let parts: Vec<&str> = text.split('/').collect();
         let word = |text: &&str| {
             !text.is_empty()
@@ -181,7 +189,7 @@ fn choose<'a>(index: &'a Index, platform: &Platform) -> Result<Vec<&'a Descripto
     })
 }
 
-/// The platforms that an index names.
+/// The platforms that an index names, as it writes them.
 pub(crate) fn platforms(index: &Index) -> Vec<String> {
     let mut there: Vec<String> = index
         .manifests
@@ -194,7 +202,7 @@ pub(crate) fn platforms(index: &Index) -> Vec<String> {
                 architecture: told.architecture.clone(),
                 variant: told.variant.clone(),
             };
-            Some(escaped(&platform.to_string()))
+            Some(platform.to_string())
         })
         .collect();
     there.sort();
@@ -221,7 +229,7 @@ fn named<'a>(index: &'a Index, name: Option<&str>) -> Result<Vec<&'a Descriptor>
         .manifests
         .iter()
         .filter_map(name_of)
-        .map(escaped)
+        .map(str::to_owned)
         .collect();
     names.sort();
     names.dedup();
@@ -247,18 +255,11 @@ fn named<'a>(index: &'a Index, name: Option<&str>) -> Result<Vec<&'a Descriptor>
     let found: Vec<&Descriptor> = index.manifests.iter().filter(matches).collect();
     if found.is_empty() {
         return Err(PlatformError::NoName {
-            wanted: escaped(wanted),
+            wanted: wanted.to_owned(),
             there: names,
         });
     }
     Ok(found)
-}
-
-fn escaped(text: &str) -> String {
-    text.chars()
-        .take(200)
-        .flat_map(char::escape_debug)
-        .collect()
 }
 
 #[cfg(test)]
@@ -361,6 +362,22 @@ mod tests {
         )
         .map(|found| found.len());
         assert_eq!(one, Ok(1));
+    }
+
+    #[test]
+    fn no_text_of_others_speaks_to_the_terminal() {
+        let text = || "\u{1b}[2J\u{9b}2J\n".to_owned();
+        let index = index(vec![entry(1, Some(&format!("{}/x", text())), None)]);
+        for error in [
+            PlatformError::Text(text()),
+            choose(&index, &Platform::default()).unwrap_err(),
+            named(&index, Some(&text())).unwrap_err(),
+            PlatformError::SeveralNames(vec![text(), text()]),
+        ] {
+            let shown = error.to_string();
+            assert!(!shown.contains(char::is_control), "{shown:?}");
+            assert!(shown.contains("\\u{1b}[2J\\u{9b}2J\\n"), "{shown:?}");
+        }
     }
 
     #[test]

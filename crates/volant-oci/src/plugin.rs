@@ -264,7 +264,7 @@ pub async fn inspect(client: &Client, reference: &Reference) -> Result<Inspectio
     })?;
     let manifest = match parsed {
         Document::Index(index) => {
-            let platforms = platforms(&index);
+            let platforms = platforms(&index).iter().map(|text| shown(text)).collect();
             return Ok(Inspection::Index { digest, platforms });
         }
         Document::Manifest(manifest) => *manifest,

@@ -86,7 +86,7 @@ impl Piece {
                 let got = file.read(&mut buffer[..want]);
                 let got = got.map_err(|error| about(path, &error))?;
                 if got == 0 {
-                    let message = format!("{} became shorter while it was read", path.display());
+                    let message = format!("{} became shorter while it was read", named(path));
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
                 }
                 *left -= got as u64;
@@ -200,8 +200,12 @@ impl TreeReader<'_> {
 fn about(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
-        format!("cannot read {}: {error}", path.display()),
+        format!("cannot read {}: {error}", named(path)),
     )
+}
+
+fn named(path: &Path) -> String {
+    volant_layers::shown(path.as_os_str().as_bytes())
 }
 
 /// The headers of an entry. What does not fit into the old header's fields goes into a pax header before it.
@@ -366,10 +370,10 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_read_is_named() {
-        let layer = TreeLayer::new("/there/is/no/such/place".into());
+        let layer = TreeLayer::new("/there/is/no/such\x1bplace".into());
         let error = layer.open().unwrap().read(&mut [0; 10]).unwrap_err();
         assert!(
-            error.to_string().contains("/there/is/no/such/place"),
+            error.to_string().contains("/there/is/no/such\\u{1b}place"),
             "{error}"
         );
     }
