@@ -8,6 +8,8 @@ use std::{
 use serde::Deserialize;
 use volant_spec::Digest;
 
+use crate::image::shown;
+
 /// No configuration is larger.
 pub(crate) const MAX_CONFIG: usize = 8 * 1024 * 1024;
 
@@ -96,7 +98,7 @@ struct WireConfig {
     env: Option<Vec<String>>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
-    stop_timeout: Option<u64>,
+    stop_timeout: Option<Number>,
     exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
     volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
     labels: Option<BTreeMap<String, String>>,
@@ -124,11 +126,29 @@ impl Words {
 #[serde(rename_all = "PascalCase")]
 struct WireHealthcheck {
     test: Option<Words>,
-    interval: Option<i64>,
-    timeout: Option<i64>,
-    start_period: Option<i64>,
-    start_interval: Option<i64>,
-    retries: Option<i64>,
+    interval: Option<Number>,
+    timeout: Option<Number>,
+    start_period: Option<Number>,
+    start_interval: Option<Number>,
+    retries: Option<Number>,
+}
+
+/// What no image is unusable for: a number that makes no sense counts as none.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Whole(i64),
+    Odd(serde::de::IgnoredAny),
+}
+
+impl Number {
+    /// Docker has -1 for what is not limited or not set.
+    fn natural(self) -> Option<u64> {
+        match self {
+            Self::Whole(number) => number.try_into().ok(),
+            Self::Odd(_) => None,
+        }
+    }
 }
 
 impl ImageConfig {
@@ -161,7 +181,10 @@ impl ImageConfig {
             env: config.env.unwrap_or_default(),
             working_dir: config.working_dir.unwrap_or_default(),
             stop_signal: given(config.stop_signal),
-            stop_timeout: config.stop_timeout.map(Duration::from_secs),
+            stop_timeout: config
+                .stop_timeout
+                .and_then(Number::natural)
+                .map(Duration::from_secs),
             exposed_ports: exposed_ports.into_iter().collect(),
             volumes: config.volumes.unwrap_or_default().into_keys().collect(),
             labels: config.labels.unwrap_or_default(),
@@ -173,8 +196,8 @@ impl ImageConfig {
 
 /// Docker's times are nanoseconds, where 0 is its default.
 fn healthcheck(wire: WireHealthcheck) -> Healthcheck {
-    let time = |nanoseconds: Option<i64>| {
-        let nanoseconds = u64::try_from(nanoseconds?).ok()?;
+    let time = |nanoseconds: Option<Number>| {
+        let nanoseconds = nanoseconds?.natural()?;
         (nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds))
     };
     Healthcheck {
@@ -185,7 +208,7 @@ fn healthcheck(wire: WireHealthcheck) -> Healthcheck {
         start_interval: time(wire.start_interval),
         retries: wire
             .retries
-            .and_then(|retries| u32::try_from(retries).ok())
+            .and_then(|retries| retries.natural()?.try_into().ok())
             .filter(|retries| *retries > 0),
     }
 }
@@ -209,13 +232,6 @@ fn ports_of(text: &str) -> Result<Vec<Port>, ConfigError> {
         protocol: protocol.clone(),
     };
     Ok((first..=last).map(port).collect())
-}
-
-fn shown(text: &str) -> String {
-    text.chars()
-        .take(100)
-        .flat_map(char::escape_debug)
-        .collect()
 }
 
 #[cfg(test)]
@@ -283,6 +299,37 @@ mod tests {
         ] {
             let config = ImageConfig::parse(text.as_bytes()).unwrap();
             assert_eq!(config, ImageConfig::default(), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_image_is_unusable_for_an_odd_number() {
+        for odd in [
+            "-1",
+            "1.5",
+            "18446744073709551615",
+            "\"10\"",
+            "[]",
+            "{}",
+            "null",
+        ] {
+            let text = format!(
+                r#"{{"rootfs":{{}},"config":{{"StopTimeout":{odd},"User":"u","Healthcheck":{{"Test":["NONE"],
+                  "Interval":{odd},"Timeout":{odd},"StartPeriod":{odd},"StartInterval":{odd},"Retries":{odd}}}}}}}"#
+            );
+            let expected = ImageConfig {
+                user: "u".into(),
+                healthcheck: Some(Healthcheck {
+                    test: vec!["NONE".into()],
+                    ..Healthcheck::default()
+                }),
+                ..ImageConfig::default()
+            };
+            assert_eq!(
+                ImageConfig::parse(text.as_bytes()).unwrap(),
+                expected,
+                "{odd}"
+            );
         }
     }
 
