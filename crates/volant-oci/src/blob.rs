@@ -49,6 +49,20 @@ impl Extent {
     }
 }
 
+/// With which program a file that begins so was compressed, and can be decompressed with `-d`.
+pub(crate) fn compression(head: &[u8]) -> Option<&'static str> {
+    Some(match head {
+        [0x1f, 0x8b, ..] => "gzip",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => "xz",
+        // A tar begins with a name, which may well be BZh9; not what follows: the digits of pi, or those of its root.
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..]
+        | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, ..] => "bzip2",
+        [0x04, 0x22, 0x4d, 0x18, ..] | [0x02, 0x21, 0x4c, 0x18, ..] => "lz4",
+        _ => return None,
+    })
+}
+
 /// A layer in a file: plain, gzip or zstd, which its first bytes tell.
 #[derive(Clone, Debug)]
 pub struct BlobLayer {
@@ -92,7 +106,15 @@ impl Layer for BlobLayer {
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 Decoder::Zstd(Box::new(zstd::Decoder::with_buffer(raw)?))
             }
-            _ => Decoder::Plain(raw),
+            ref other => {
+                if let Some(name) = compression(other) {
+                    let message = format!(
+                        "it is compressed with {name}; only gzip and zstd are read: decompress it first ({name} -d FILE)"
+                    );
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+                }
+                Decoder::Plain(raw)
+            }
         };
         Ok(Box::new(Checked {
             layer: self,
@@ -159,6 +181,7 @@ impl Checked<'_> {
         }
     }
 
+    /// The file is not what it should be.
     fn bad(&self, why: &str) -> io::Error {
         let layer = &self.layer;
         let removed = layer.cached && std::fs::remove_file(&layer.at.path).is_ok();
@@ -197,9 +220,14 @@ impl Read for Checked<'_> {
         let got = std::mem::take(plain).finish();
         self.check_blob()?;
         match self.layer.diff_id {
-            Some(expected) if got != expected => Err(self.bad(&format!(
-                "its tar has the digest {got}, not {expected} as the image's configuration says"
-            ))),
+            Some(expected) if got != expected => {
+                // The file is what its digest says, so it is the configuration that is wrong.
+                let message = format!(
+                    "layer {}: its tar has the digest {got}, not {expected} as the image's configuration says",
+                    self.layer.name
+                );
+                Err(io::Error::new(io::ErrorKind::InvalidData, message))
+            }
             _ => {
                 self.plain = None;
                 Ok(0)
@@ -287,10 +315,32 @@ mod tests {
         );
         let of_another = BlobLayer {
             diff_id: Some(digest_of(b"")),
+            cached: true,
             ..good
         };
         let error = read(&of_another).unwrap_err().to_string();
-        assert!(error.contains("configuration"), "{error}");
+        assert!(error.ends_with("configuration says"), "{error}");
+        assert!(of_another.at.path.exists(), "it is not damaged");
+    }
+
+    #[test]
+    fn what_is_compressed_with_another_program_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cases: [(&str, &[u8]); 5] = [
+            ("xz", b"\xfd7zXZ\0\0\x04"),
+            ("bzip2", b"BZh91AY&SY"),
+            ("bzip2", b"BZh9\x17\x72\x45\x38\x50\x90"),
+            ("lz4", b"\x04\x22\x4d\x18"),
+            ("lz4", b"\x02\x21\x4c\x18"),
+        ];
+        for (name, blob) in cases {
+            let error = read(&layer(&dir, blob, b"")).unwrap_err().to_string();
+            let expected = format!(
+                "it is compressed with {name}; only gzip and zstd are read: decompress it first ({name} -d FILE)"
+            );
+            assert_eq!(error, expected);
+        }
+        assert_eq!(compression(b"BZh9/a-file-in-a-tar"), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use tar::{EntryType, Header};
 
-use crate::blob::Extent;
+use crate::blob::{Extent, compression};
 
 const BLOCK: u64 = 512;
 const MAX_ENTRIES: usize = 65_536;
@@ -122,18 +122,13 @@ fn check(header: &Header, first: bool) -> io::Result<()> {
     if header.cksum().ok() == Some(sum) {
         return Ok(());
     }
-    let compressed = matches!(
-        bytes[..],
-        [0x1f, 0x8b, ..]
-            | [0x28, 0xb5, 0x2f, 0xfd, ..]
-            | [0xfd, b'7', b'z', ..]
-            | [b'B', b'Z', b'h', ..]
-    );
-    Err(bad(match (first, compressed) {
-        (true, true) => "it is compressed; decompress it first",
-        (true, false) => "it is no tar",
-        (false, _) => "an entry's header is damaged",
-    }))
+    Err(match compression(bytes).filter(|_| first) {
+        Some(name) => bad(&format!(
+            "it is compressed with {name}: decompress it first ({name} -d FILE)"
+        )),
+        None if first => bad("it is no tar"),
+        None => bad("an entry's header is damaged"),
+    })
 }
 
 fn is_extension(kind: EntryType) -> bool {
@@ -338,7 +333,7 @@ mod tests {
     fn what_is_no_tar_says_what_it_is() {
         let mut compressed = vec![0x1f, 0x8b];
         compressed.resize(2048, 1);
-        for (bytes, word) in [(vec![b'x'; 2048], "no tar"), (compressed, "decompress")] {
+        for (bytes, word) in [(vec![b'x'; 2048], "no tar"), (compressed, "gzip -d FILE")] {
             let error = index(&bytes).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
