@@ -11,6 +11,7 @@ use crate::{
     ended,
     failure::Failure,
     output::Output,
+    plugins::unsigned,
     view::{self, Vm},
     waiting,
 };
@@ -55,10 +56,12 @@ async fn create(create: Create, client: &Client, output: &Output) -> Result<(), 
     let created = client.create_vm(&vm).await;
     spinner.finish_and_clear();
     let created = created?;
+    let shown: Vm = view::read(created.clone())?;
+    unsigned::of_vm(&shown, client, output).await;
     if output.is_json() {
         return output.json(&created);
     }
-    output.done(&view::read::<Vm>(created)?.sentence())
+    output.done(&shown.sentence())
 }
 
 fn list(answer: Value, output: &Output) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 mod install;
 mod manifest;
 mod source;
+pub(crate) mod unsigned;
 mod view;
 
 use serde_json::Value;
@@ -23,7 +24,7 @@ use view::{Checked, Collected, Found, Plugin, Trust};
 pub async fn run(command: Plugins, client: &Client, output: &Output) -> Result<(), Failures> {
     match command {
         Plugins::Install(given) => Ok(install::run(&given, client, output).await?),
-        Plugins::List => Ok(list(client.plugins().await?, output)?),
+        Plugins::List => Ok(list(client, output).await?),
         Plugins::Show(given) => Ok(show(&given, client, output).await?),
         Plugins::Enable { plugins } => enable(&plugins, true, client, output).await,
         Plugins::Disable { plugins } => enable(&plugins, false, client, output).await,
@@ -42,11 +43,13 @@ pub async fn run(command: Plugins, client: &Client, output: &Output) -> Result<(
     }
 }
 
-fn list(answer: Value, output: &Output) -> Result<(), Failure> {
+async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
+    let answer = client.plugins().await?;
+    let plugins: Vec<Plugin> = read(answer.clone())?;
+    unsigned::warn(&plugins, client, output).await;
     if output.is_json() {
         return output.json(&answer);
     }
-    let plugins: Vec<Plugin> = read(answer)?;
     if output.quiet {
         return output.names(&view::unambiguous(&plugins));
     }

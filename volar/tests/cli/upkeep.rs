@@ -164,3 +164,34 @@ fn the_policy_and_the_keys_are_told() {
             "warning: signatures of plugins are not checked here",
         ));
 }
+
+#[test]
+fn an_unsigned_plugin_that_goes_on_under_require_is_told() {
+    let (gateway, plugin) = (FakeGateway::start(), Plugin::new());
+    let policy = |policy: &str| gateway.kept().policy = policy.to_owned();
+    policy("warn");
+    plugin.install(&gateway).assert().success();
+    let mut list = volar(&gateway, "plugins list");
+    let create = |name: &str| volar(&gateway, &format!("vms create {name} --plugin caddy"));
+    list.assert().success().stderr("");
+    create("a").assert().success().stderr("");
+    policy("require");
+    let warned = || {
+        contains("warning: no trusted signature, though one is required")
+            .and(contains(": caddy@2.6.2; VMs are still made of"))
+    };
+    list.assert().success().stderr(warned());
+    let mut json = volar(&gateway, "plugins list -o json");
+    json.assert().success().stderr(warned());
+    create("b")
+        .assert()
+        .success()
+        .stdout("VM b is running at 192.168.127.2\n")
+        .stderr(warned());
+    // What is disabled makes no VMs, and what is signed is fine.
+    volar(&gateway, "plugins disable caddy").assert().success();
+    list.assert().success().stderr("");
+    plugin.sign();
+    plugin.install(&gateway).assert().success();
+    create("c").assert().success().stderr("");
+}
