@@ -173,7 +173,9 @@ impl Failure {
                 }
                 "plugin-in-use" => Some("delete its VMs first: volar vms list shows them"),
                 "being-deleted" => Some("wait a moment, and try again"),
-                "no-space" => Some("make room below /var/lib/volant"),
+                "no-space" => Some(
+                    "volar plugins gc removes what no plugin needs; else make room below /var/lib/volant",
+                ),
                 "internal" => Some("see: journalctl -u 'volant-*'"),
                 _ => None,
             },
@@ -240,6 +242,18 @@ mod tests {
         };
         assert_eq!(failure.code(), 5);
         assert!(failure.hint().unwrap().contains("usermod -aG volant"));
+    }
+
+    #[test]
+    fn where_there_is_no_room_the_collection_of_garbage_is_named() {
+        let kind = "https://volantvm.com/problems/no-space".to_owned();
+        let failure = Failure::from(Problem {
+            kind,
+            status: 507,
+            title: String::new(),
+            detail: String::new(),
+        });
+        assert!(failure.hint().unwrap().contains("volar plugins gc"));
     }
 
     #[test]
