@@ -4,6 +4,7 @@
 //! runs: that is systemd's to say.
 
 pub mod dbus;
+mod downloads;
 mod fetch;
 pub mod grpc;
 mod indexes;

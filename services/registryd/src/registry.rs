@@ -7,6 +7,7 @@ use volant_service::{Busy, Idle};
 use volant_spec::{Digest, Name, PluginRef, config::ConfigError, manifest::Version};
 
 use crate::{
+    downloads::{Downloads, Shared},
     fetch::Fetcher,
     keyed::Keyed,
     sink::Sink,
@@ -28,10 +29,9 @@ struct Inner {
     fetcher: Fetcher,
     settings: Settings,
     idle: Idle,
-    /// Who installs a plugin of that name now.
+    /// Who puts a plugin of that name into the store now.
     installing: Keyed<Name>,
-    /// Who downloads that artifact now.
-    downloading: Keyed<Digest>,
+    downloads: Downloads,
     /// Grows when plugins are installed, removed or changed.
     changes: watch::Sender<u64>,
 }
@@ -46,7 +46,7 @@ impl Registry {
             settings,
             idle,
             installing: Keyed::default(),
-            downloading: Keyed::default(),
+            downloads: Downloads::default(),
             changes: watch::Sender::new(0),
         }))
     }
@@ -90,14 +90,14 @@ impl Registry {
         blocking(move || settings.read()).await
     }
 
-    /// Waits until nobody else installs a plugin of that name.
+    /// Waits until nobody else puts a plugin of that name into the store.
     pub(crate) async fn installing(&self, name: &Name) -> OwnedMutexGuard<()> {
         self.0.installing.lock(name).await
     }
 
-    /// Waits until nobody else downloads that artifact.
-    pub(crate) async fn downloading(&self, digest: &Digest) -> OwnedMutexGuard<()> {
-        self.0.downloading.lock(digest).await
+    /// The download of that artifact, which those who need it share.
+    pub(crate) fn download_of(&self, digest: &Digest) -> Arc<Shared> {
+        self.0.downloads.of(digest)
     }
 
     /// The size of an artifact that is there and whole. It is kept for a client that means to install it.

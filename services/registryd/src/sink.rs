@@ -39,6 +39,14 @@ impl Sink {
         Self::of(store, Bringer::Install, move |store| store.resume(&digest)).await
     }
 
+    /// For a download beside another of the same, which begins anew and leaves nothing when it breaks off.
+    ///
+    /// # Errors
+    /// The store cannot begin a file.
+    pub async fn beside(store: Arc<Store>) -> Result<Self, BlobError> {
+        Self::of(store, Bringer::Install, Store::receive).await
+    }
+
     async fn of(
         store: Arc<Store>,
         bringer: Bringer,

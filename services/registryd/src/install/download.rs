@@ -1,7 +1,7 @@
 //! An artifact's way into the store: not at all if it is there, else on from where the last download ended.
 
 use std::{
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     Registry,
+    downloads::Shared,
     fetch::{Download, FetchError},
     sink::Sink,
     store::BlobError,
@@ -30,9 +31,10 @@ const RETRIES: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// An artifact on its way.
-struct Wanted<'a> {
-    artifact: &'a Named<'a>,
+pub(super) struct Wanted<'a> {
+    pub(super) artifact: &'a Named<'a>,
     place: Place<'a>,
+    pub(super) shared: Arc<Shared>,
     progress: &'a (dyn Fn(Progress) + Send + Sync),
     throttle: Mutex<Throttle>,
 }
@@ -64,18 +66,24 @@ impl Registry {
         let wanted = Wanted {
             artifact,
             place: place(artifact, from)?,
+            shared: self.download_of(&artifact.checksum),
             progress,
             throttle: Mutex::default(),
         };
-        // Whoever needs the same waits for this one, and then finds it.
-        let _alone = self.downloading(&artifact.checksum).await;
-        if self.is_there(artifact).await? {
-            return Ok(());
+        tokio::select! {
+            done = self.take_turn(&wanted) => return done,
+            () = wanted.shared.kept() => {}
         }
-        self.download(&wanted).await
+        // Somebody else was faster.
+        if !self.is_there(artifact).await? {
+            return self.beside(&wanted).await;
+        }
+        let digest = artifact.checksum;
+        self.ask(move |store| store.forget_partial(&digest)).await?;
+        Ok(())
     }
 
-    async fn is_there(&self, artifact: &Named<'_>) -> Result<bool, InstallError> {
+    pub(super) async fn is_there(&self, artifact: &Named<'_>) -> Result<bool, InstallError> {
         let digest = artifact.checksum;
         match self.ask(move |store| store.there(&digest)).await? {
             Some(size) => checked(artifact, size).map(|()| true),
@@ -83,10 +91,13 @@ impl Registry {
         }
     }
 
-    async fn download(&self, wanted: &Wanted<'_>) -> Result<(), InstallError> {
+    pub(super) async fn download(
+        &self,
+        wanted: &Wanted<'_>,
+        mut sink: Sink,
+    ) -> Result<(), InstallError> {
         let digest = wanted.artifact.checksum;
         let keep = |source| wanted.keep(source);
-        let mut sink = Sink::resume(self.store(), digest).await.map_err(keep)?;
         let (mut retries, mut furthest, mut anew) = (0, sink.size(), false);
         let enough = self.fetcher().limits().bytes;
         let mut whole = sink.size() > 0 && sink.matches(&digest).await.map_err(keep)?;
@@ -121,6 +132,7 @@ impl Registry {
             }
         }
         let size = sink.finish(digest).await.map_err(keep)?;
+        wanted.shared.keep();
         wanted.tell(size, Some(size));
         Ok(())
     }
@@ -154,6 +166,7 @@ impl Registry {
         while let Some(chunk) = wanted.next(&mut stream).await? {
             sink.push(&chunk).await.map_err(keep)?;
             let done = sink.size();
+            wanted.shared.got(chunk.len() as u64, done);
             if declared.is_some_and(|declared| done > declared) {
                 return checked(wanted.artifact, done);
             }
@@ -222,7 +235,7 @@ impl Wanted<'_> {
         }
     }
 
-    fn keep(&self, source: BlobError) -> InstallError {
+    pub(super) fn keep(&self, source: BlobError) -> InstallError {
         InstallError::Keep {
             artifact: self.artifact.field.clone(),
             url: self.place.shown(),
@@ -230,7 +243,7 @@ impl Wanted<'_> {
         }
     }
 
-    fn tell(&self, done_bytes: u64, total_bytes: Option<u64>) {
+    pub(super) fn tell(&self, done_bytes: u64, total_bytes: Option<u64>) {
         (self.progress)(Progress {
             artifact: self.artifact.field.clone(),
             done_bytes,

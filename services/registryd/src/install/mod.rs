@@ -4,6 +4,7 @@
 mod download;
 mod obtain;
 mod urls;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -194,7 +195,7 @@ const AT_A_TIME: usize = 2;
 
 impl Registry {
     /// Installs a plugin; durable when answered. The same again changes nothing, and downloads nothing. `progress` is
-    /// called at most ten times a second for each artifact.
+    /// called at most ten times a second for each artifact, and each second while another install's download is waited for.
     ///
     /// # Errors
     /// The manifest or an artifact cannot be fetched, is not trusted, does not match, or cannot be kept: no plugin is
@@ -214,8 +215,8 @@ impl Registry {
         let manifest = Manifest::parse(&obtained.original.manifest)?;
         let digest = Digest::from_bytes(Sha256::digest(&obtained.original.manifest).into());
         obtained.check(&manifest, digest)?;
-        let _alone = self.installing(&manifest.name).await;
 
+        // Before anything is fetched for it.
         let before = self.before(&manifest, digest, allow_downgrade).await?;
         let admitted = trust.admit(&manifest, &obtained.original, digest, &before)?;
         let mut warnings = obtained.warnings;
@@ -237,6 +238,11 @@ impl Registry {
         });
         futures_util::future::try_join_all(provided).await?;
 
+        // Another may have been installed while this one was fetched: what is newest then is asked again, and stays so until
+        // this one is there. Nobody waits here for a server.
+        let _alone = self.installing(&manifest.name).await;
+        let before = self.before(&manifest, digest, allow_downgrade).await?;
+        let admitted = trust.admit(&manifest, &obtained.original, digest, &before)?;
         let new = Arc::new(NewPlugin {
             manifest,
             original: obtained.original,

@@ -44,6 +44,15 @@ impl Store {
         Ok((count, bytes))
     }
 
+    /// Removes what is left of the download of an artifact that came another way. Waits for whoever writes to it still.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn forget_partial(&self, digest: &Digest) -> Result<(), StoreError> {
+        let _turn = self.turns.wait(*digest);
+        remove_file(&self.partial_dir().join(digest.hex()))
+    }
+
     /// Those that nobody is at.
     fn partials(&self) -> Result<Vec<Partial>, StoreError> {
         let dir = self.partial_dir();

@@ -3,7 +3,8 @@
 use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt,
-    time::SystemTime,
+    sync::Mutex,
+    time::{Duration, Instant, SystemTime},
 };
 
 use registryd::{Bringer, Collect, Registry, UNUSED_FOR};
@@ -292,6 +293,56 @@ async fn what_may_pass_is_tried_again_and_progress_counts() {
     let wanted = manifest("caddy", &web.url("/i"), &content);
     install(&registry(&dir), &wanted).await.unwrap_err();
     assert_eq!(web.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn one_slow_server_holds_up_nobody_else() {
+    let (dir, content) = (temp_dir(), content());
+    let registry = registry(&dir);
+    let web = Web::serve([
+        ("/slow", Page::Paced(content.clone())),
+        ("/fast", Page::Body(content.clone())),
+    ])
+    .await;
+    let slow = tokio::spawn({
+        let (registry, wanted) = (
+            registry.clone(),
+            manifest("caddy", &web.url("/slow"), &content),
+        );
+        async move { install(&registry, &wanted).await }
+    });
+    crate::daemon::eventually(async || (!web.asked().is_empty()).then_some(())).await;
+    // Another version of the same plugin, with another artifact, does not wait at all.
+    let begun = Instant::now();
+    let mut other = manifest("caddy", &web.url("/other"), b"other");
+    web.put("/other", Page::Body(b"other".to_vec()));
+    other["version"] = "2.0".into();
+    install(&registry, &other).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    // Who has no better server waits on.
+    let mut worse = manifest("worse", &web.url("/absent"), &content);
+    worse["initramfs"]["size"] = content.len().into();
+    let worse = tokio::spawn({
+        let registry = registry.clone();
+        async move { install(&registry, &worse).await }
+    });
+    let tried = async || web.asked().iter().any(|path| path == "/absent");
+    crate::daemon::eventually(async || tried().await.then_some(())).await;
+    // The same artifact from elsewhere: it is told that it waits, then asks its own server, which serves both.
+    let told = Mutex::new(Vec::new());
+    let wanted = manifest("nginx", &web.url("/fast"), &content);
+    let given = registry.install(unsigned(&wanted), |progress| {
+        told.lock().unwrap().push(progress.done_bytes);
+    });
+    given.await.unwrap();
+    let told = told.into_inner().unwrap();
+    assert!(told[0] < 100_000 && told.len() > 1, "{told:?}");
+    slow.await.unwrap().unwrap();
+    worse.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert_eq!(files(&dir, "partial"), Vec::<String>::new());
+    assert_eq!(files(&dir, "incoming"), Vec::<String>::new());
+    assert_eq!(blob_files(&dir).len(), 2);
 }
 
 #[tokio::test]
