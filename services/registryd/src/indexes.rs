@@ -1,18 +1,21 @@
 //! The indexes that the administrator configured: plugins by name, from anyone's web server.
 
+use std::sync::Arc;
+
 use url::Url;
 use volant_spec::{
     Digest, PluginRef,
     config::{ConfigError, WebUrl},
-    index::{Index, IndexError, MAX_BYTES},
+    index::{Entry, Index, IndexError},
 };
 
 use crate::{
     Registry,
     fetch::FetchError,
     install::{InstallError, is_web, shown, web_url},
+    readings::{Reading, Unread},
     status::chain,
-    store::PluginError,
+    store::{Plugin, PluginError},
 };
 
 /// The most plugins that a search answers.
@@ -78,25 +81,41 @@ enum ReadError {
 }
 
 impl Registry {
-    /// Where the plugin is, by the first index that has it.
+    /// Where the plugin is, by the first index that has its name. What comes after an index that cannot be read is believed
+    /// only if `past_unreadable`.
     pub(crate) async fn look_up(
         &self,
         plugin: PluginRef,
         indexes: &[WebUrl],
+        past_unreadable: bool,
     ) -> Result<Release, InstallError> {
         if indexes.is_empty() {
             return Err(InstallError::NoIndex(plugin));
         }
         let mut problems = Vec::new();
         for at in indexes {
-            let (url, index) = match self.index(at).await {
+            let (url, read) = match self.index(at).await {
                 Ok(read) => read,
-                Err(error) => {
+                Err(error) if past_unreadable => {
                     problems.push(chain(&error));
                     continue;
                 }
+                Err(error) => {
+                    return Err(InstallError::IndexUnreadable {
+                        plugin,
+                        problem: chain(&error),
+                    });
+                }
             };
-            let Some(release) = index.find(&plugin.name, plugin.version.as_ref()) else {
+            let Some(release) = read.index.find(&plugin.name, plugin.version.as_ref()) else {
+                if let Some(versions) = versions_of(&read.index, &plugin) {
+                    // Another index's plugin of that name is another plugin.
+                    return Err(InstallError::NotThatVersion {
+                        index: shown(&url),
+                        plugin,
+                        versions,
+                    });
+                }
                 continue;
             };
             let at = match url.join(&release.manifest) {
@@ -114,6 +133,9 @@ impl Registry {
                 problems,
             });
         }
+        if problems.len() == indexes.len() {
+            return Err(InstallError::NoReadableIndex(problems));
+        }
         Err(InstallError::NotInIndex { plugin, problems })
     }
 
@@ -130,36 +152,29 @@ impl Registry {
             let none = "no index is configured; name one in volant.toml ([plugins], indexes)";
             search.problems.push(none.to_owned());
         }
+        let (text, installed) = (Arc::<str>::from(text), Arc::new(installed));
         for at in &indexes {
-            let (url, index) = match self.index(at).await {
+            let (url, read) = match self.index(at).await {
                 Ok(read) => read,
                 Err(error) => {
                     search.problems.push(chain(&error));
                     continue;
                 }
             };
-            for entry in index.search(text) {
-                if search.plugins.len() == MOST_FOUND {
-                    let more =
-                        format!("there are more than {MOST_FOUND}; ask for something narrower");
-                    search.problems.push(more);
-                    return Ok(search);
-                }
-                let mut versions: Vec<_> = entry.versions.iter().map(|one| &one.version).collect();
-                versions.sort_by(|a, b| b.cmp(a));
-                versions.truncate(MOST_VERSIONS);
-                let description = entry.description.as_deref().unwrap_or_default();
-                search.plugins.push(Found {
-                    name: entry.name.to_string(),
-                    description: description.chars().take(LONGEST_DESCRIPTION).collect(),
-                    versions: versions.into_iter().map(ToString::to_string).collect(),
-                    index: shown(&url),
-                    installed: installed
-                        .iter()
-                        .filter(|plugin| plugin.name == entry.name)
-                        .map(|plugin| plugin.version.to_string())
-                        .collect(),
-                });
+            let (text, installed) = (Arc::clone(&text), Arc::clone(&installed));
+            let room = MOST_FOUND - search.plugins.len();
+            // One more than there is room for tells that there are more.
+            let found = crate::blocking(move || {
+                let found = read.index.search(&text).take(room + 1);
+                let found = found.map(|entry| shown_to_people(entry, &shown(&url), &installed));
+                found.collect::<Vec<_>>()
+            });
+            search.plugins.extend(found.await);
+            if search.plugins.len() > MOST_FOUND {
+                search.plugins.truncate(MOST_FOUND);
+                let more = format!("there are more than {MOST_FOUND}; ask for something narrower");
+                search.problems.push(more);
+                return Ok(search);
             }
         }
         if !indexes.is_empty() && search.problems.len() == indexes.len() {
@@ -168,17 +183,46 @@ impl Registry {
         Ok(search)
     }
 
-    async fn index(&self, at: &WebUrl) -> Result<(Url, Index), ReadError> {
+    async fn index(&self, at: &WebUrl) -> Result<(Url, Reading), ReadError> {
         let url = web_url(at.as_str()).ok_or_else(|| ReadError::Url(at.as_str().to_owned()))?;
-        let fetched = self.fetcher().small(&url, MAX_BYTES).await;
-        let bytes = fetched.map_err(|source| ReadError::Fetch {
-            url: shown(&url),
-            source,
-        })?;
-        let index = Index::parse(&bytes).map_err(|source| ReadError::Parse {
-            url: shown(&url),
-            source,
-        })?;
-        Ok((url, index))
+        match self.readings().read(self.fetcher(), &url).await {
+            Ok(read) => Ok((url, read)),
+            Err(Unread::Fetch(source)) => Err(ReadError::Fetch {
+                url: shown(&url),
+                source,
+            }),
+            Err(Unread::Parse(source)) => Err(ReadError::Parse {
+                url: shown(&url),
+                source,
+            }),
+        }
     }
+}
+
+fn shown_to_people(entry: &Entry, index: &str, installed: &[Plugin]) -> Found {
+    let description = entry.description.as_deref().unwrap_or_default();
+    let installed = installed.iter().filter(|plugin| plugin.name == entry.name);
+    Found {
+        name: entry.name.to_string(),
+        description: description.chars().take(LONGEST_DESCRIPTION).collect(),
+        versions: newest(entry.versions.iter()),
+        index: index.to_owned(),
+        installed: installed.map(|plugin| plugin.version.to_string()).collect(),
+    }
+}
+
+/// The versions that an index has of that name; `None` when it does not have the name.
+fn versions_of(index: &Index, plugin: &PluginRef) -> Option<Vec<String>> {
+    let entries = index.plugins.iter();
+    let mut named = entries.filter(|entry| entry.name == plugin.name).peekable();
+    named.peek()?;
+    Some(newest(named.flat_map(|entry| &entry.versions)))
+}
+
+/// The newest first.
+fn newest<'a>(releases: impl Iterator<Item = &'a volant_spec::index::Release>) -> Vec<String> {
+    let mut versions: Vec<_> = releases.map(|one| &one.version).collect();
+    versions.sort_by(|a, b| b.cmp(a));
+    versions.truncate(MOST_VERSIONS);
+    versions.into_iter().map(ToString::to_string).collect()
 }

@@ -10,6 +10,7 @@ pub mod grpc;
 mod indexes;
 mod install;
 mod keyed;
+mod readings;
 mod registry;
 mod sink;
 mod status;

@@ -10,6 +10,7 @@ use crate::{
     downloads::{Downloads, Shared},
     fetch::Fetcher,
     keyed::Keyed,
+    readings::Readings,
     sink::Sink,
     status,
     store::{
@@ -32,6 +33,7 @@ struct Inner {
     /// Who puts a plugin of that name into the store now.
     installing: Keyed<Name>,
     downloads: Downloads,
+    readings: Readings,
     /// Grows when plugins are installed, removed or changed.
     changes: watch::Sender<u64>,
 }
@@ -47,6 +49,7 @@ impl Registry {
             idle,
             installing: Keyed::default(),
             downloads: Downloads::default(),
+            readings: Readings::default(),
             changes: watch::Sender::new(0),
         }))
     }
@@ -57,6 +60,10 @@ impl Registry {
 
     pub(crate) fn fetcher(&self) -> &Fetcher {
         &self.0.fetcher
+    }
+
+    pub(crate) fn readings(&self) -> &Readings {
+        &self.0.readings
     }
 
     pub(crate) fn busy(&self) -> Busy {

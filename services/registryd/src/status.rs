@@ -1,6 +1,7 @@
 //! Errors as callers of gRPC see them: the code that the contract promises, and the whole chain as the message.
 
-use tonic::{Code, Status};
+use reqwest::StatusCode;
+use tonic::{Code, Status, metadata::MetadataValue};
 
 use volant_oci::{RegistryError, Trouble};
 use volant_spec::config::ConfigError;
@@ -14,6 +15,10 @@ use crate::{
 };
 
 pub use volant_service::chain;
+
+/// The metadata that tells a kind which the code does not.
+const KIND: &str = "volant-kind";
+const MISCONFIGURED: &str = "misconfigured";
 
 /// The status of an error of a call on VMs.
 #[must_use]
@@ -56,22 +61,30 @@ pub fn of_install(error: &InstallError) -> Status {
         InstallError::Url { .. }
         | InstallError::Reference(_)
         | InstallError::Manifest(_)
-        | InstallError::Size { .. }
+        | InstallError::DeclaredSize { .. } => Code::InvalidArgument,
+        // What a server gave is not what was to come.
+        InstallError::Size { .. }
         | InstallError::IndexChecksum { .. }
-        | InstallError::IndexName { .. } => Code::InvalidArgument,
+        | InstallError::IndexName { .. } => Code::Aborted,
         InstallError::ManifestFetch { source, .. }
         | InstallError::SignatureFetch { source, .. }
         | InstallError::Fetch { source, .. } => fetch_code(source),
         InstallError::Trust(_) => Code::PermissionDenied,
-        InstallError::Config(error) => config_code(error),
-        InstallError::Registries(_) => Code::FailedPrecondition,
+        InstallError::Config(error) => return of_config(error),
+        InstallError::Registries(_) => return misconfigured(error),
         InstallError::Pull(error) => pull_code(error),
         InstallError::PullArtifact { source, .. } => registry_code(source),
-        InstallError::NotInIndex { .. } => Code::NotFound,
+        InstallError::NotInIndex { .. } | InstallError::NotThatVersion { .. } => Code::NotFound,
+        InstallError::NoReadableIndex(_) | InstallError::IndexUnreadable { .. } => {
+            Code::Unavailable
+        }
         InstallError::NotUploaded { .. }
         | InstallError::NotPushed { .. }
         | InstallError::NoIndex(_) => Code::FailedPrecondition,
-        InstallError::Keep { source, .. } => blob_code(source),
+        InstallError::Keep { source, .. } => match &**source {
+            BlobError::Mismatch { .. } | BlobError::TooLarge { .. } => Code::Aborted,
+            BlobError::Store(error) => store_code(error),
+        },
         InstallError::Plugin(error) => plugin_code(error),
         InstallError::Store(error) => store_code(error),
     };
@@ -82,7 +95,7 @@ pub fn of_install(error: &InstallError) -> Status {
 #[must_use]
 pub fn of_search(error: &SearchError) -> Status {
     let code = match error {
-        SearchError::Config(error) => config_code(error),
+        SearchError::Config(error) => return of_config(error),
         SearchError::Unreadable(_) => Code::Unavailable,
         SearchError::Plugin(error) => plugin_code(error),
     };
@@ -93,7 +106,7 @@ pub fn of_search(error: &SearchError) -> Status {
 #[must_use]
 pub fn of_verify(error: &VerifyError) -> Status {
     let code = match error {
-        VerifyError::Config(error) => config_code(error),
+        VerifyError::Config(error) => return of_config(error),
         VerifyError::Plugin(error) => plugin_code(error),
     };
     Status::new(code, chain(error))
@@ -102,7 +115,17 @@ pub fn of_verify(error: &VerifyError) -> Status {
 /// The status of a configuration that is of no use.
 #[must_use]
 pub fn of_config(error: &ConfigError) -> Status {
-    Status::new(config_code(error), chain(error))
+    match error {
+        ConfigError::Read { .. } | ConfigError::Parse { .. } => misconfigured(error),
+    }
+}
+
+/// The host's administrator has to act, not the caller: told beside the code, which has another meaning for some calls.
+fn misconfigured(error: &dyn std::error::Error) -> Status {
+    let mut status = Status::new(Code::FailedPrecondition, chain(error));
+    let kind = MetadataValue::from_static(MISCONFIGURED);
+    status.metadata_mut().insert(KIND, kind);
+    status
 }
 
 fn pull_code(error: &volant_oci::plugin::PluginError) -> Code {
@@ -123,14 +146,8 @@ fn registry_code(error: &RegistryError) -> Code {
         Trouble::Unauthorized { .. } | Trouble::Credentials(_) | Trouble::Endpoint(_) => {
             Code::FailedPrecondition
         }
-        Trouble::Digest { .. } | Trouble::TooLarge { .. } => Code::InvalidArgument,
+        Trouble::Digest { .. } | Trouble::TooLarge { .. } => Code::Aborted,
         _ => Code::Unavailable,
-    }
-}
-
-fn config_code(error: &ConfigError) -> Code {
-    match error {
-        ConfigError::Read { .. } | ConfigError::Parse { .. } => Code::FailedPrecondition,
     }
 }
 
@@ -161,12 +178,88 @@ fn store_code(error: &StoreError) -> Code {
 
 fn fetch_code(error: &FetchError) -> Code {
     match error {
-        FetchError::TooLarge { .. } | FetchError::Answer(_) => Code::InvalidArgument,
+        FetchError::Answer(StatusCode::NOT_FOUND | StatusCode::GONE) => Code::NotFound,
+        FetchError::Answer(_) if error.is_passing() => Code::Unavailable,
+        FetchError::TooLarge { .. } | FetchError::Answer(_) => Code::Aborted,
         FetchError::Request(_)
         | FetchError::Broken { .. }
         | FetchError::Short { .. }
         | FetchError::Silent(_)
         | FetchError::Slow { .. } => Code::Unavailable,
         FetchError::Client(_) => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fetched(source: FetchError) -> InstallError {
+        InstallError::ManifestFetch {
+            url: "https://a.example/m.json".to_owned(),
+            source,
+        }
+    }
+
+    #[test]
+    fn what_a_server_does_wrong_is_no_invalid_request() {
+        let answer = |status| fetched(FetchError::Answer(status));
+        let mismatch = BlobError::Mismatch {
+            expected: volant_spec::Digest::from_bytes([0; 32]),
+            actual: volant_spec::Digest::from_bytes([1; 32]),
+        };
+        let cases = [
+            (answer(StatusCode::NOT_FOUND), Code::NotFound),
+            (answer(StatusCode::GONE), Code::NotFound),
+            (answer(StatusCode::BAD_GATEWAY), Code::Unavailable),
+            (answer(StatusCode::TOO_MANY_REQUESTS), Code::Unavailable),
+            (answer(StatusCode::FORBIDDEN), Code::Aborted),
+            (fetched(FetchError::TooLarge { limit: 1 }), Code::Aborted),
+            (
+                InstallError::Size {
+                    artifact: "rootfs".to_owned(),
+                    found: 1,
+                    declared: 2,
+                },
+                Code::Aborted,
+            ),
+            (
+                InstallError::Keep {
+                    artifact: "rootfs".to_owned(),
+                    url: "https://a.example/r".to_owned(),
+                    source: Box::new(mismatch),
+                },
+                Code::Aborted,
+            ),
+            (
+                InstallError::NoReadableIndex(vec!["down".to_owned()]),
+                Code::Unavailable,
+            ),
+        ];
+        for (error, code) in cases {
+            assert_eq!(of_install(&error).code(), code, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_is_not_valid_says_so_beside_its_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volant.toml");
+        std::fs::write(&path, "colour = 'red'").unwrap();
+        let config = || volant_spec::Config::load(&path).unwrap_err();
+        for status in [
+            of_install(&InstallError::Config(config())),
+            of_search(&SearchError::Config(config())),
+            of_verify(&VerifyError::Config(config())),
+            of_config(&config()),
+        ] {
+            assert_eq!(status.code(), Code::FailedPrecondition);
+            assert_eq!(status.metadata().get(KIND).unwrap(), MISCONFIGURED);
+        }
+        let missing = of_install(&InstallError::NotUploaded {
+            artifact: "rootfs".to_owned(),
+            url: "r".to_owned(),
+        });
+        assert_eq!(missing.metadata().get(KIND), None);
     }
 }

@@ -91,7 +91,7 @@ impl Error {
             Code::PermissionDenied => Self::NotTrusted(text),
             Code::NotFound => Self::NoSuchPlugin(text),
             Code::InvalidArgument => Self::Invalid(text),
-            Code::FailedPrecondition => Self::NotPossible(text),
+            Code::FailedPrecondition | Code::Aborted => Self::NotPossible(text),
             Code::Unavailable => Self::Unreachable(text),
             _ => Self::Failed(text),
         }

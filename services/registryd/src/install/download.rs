@@ -86,7 +86,14 @@ impl Registry {
     pub(super) async fn is_there(&self, artifact: &Named<'_>) -> Result<bool, InstallError> {
         let digest = artifact.checksum;
         match self.ask(move |store| store.there(&digest)).await? {
-            Some(size) => checked(artifact, size).map(|()| true),
+            Some(found) => match artifact.size {
+                Some(declared) if declared != found => Err(InstallError::DeclaredSize {
+                    artifact: artifact.field.clone(),
+                    found,
+                    declared,
+                }),
+                _ => Ok(true),
+            },
             None => Ok(false),
         }
     }

@@ -127,6 +127,21 @@ pub enum InstallError {
         /// Of indexes that could not be read.
         problems: Vec<String>,
     },
+    #[error("the index {index} has '{}', but no version {}: {}", .plugin.name, version(.plugin), has(.versions))]
+    NotThatVersion {
+        index: String,
+        plugin: PluginRef,
+        /// That it has, the newest first.
+        versions: Vec<String>,
+    },
+    #[error("no index can be read: {}", .0.join("; "))]
+    NoReadableIndex(Vec<String>),
+    #[error(
+        "cannot look up the plugin '{plugin}', as an index that may have it cannot be read, and only signed plugins are \
+         installed here ({problem}); try again, or install it by the URL of its manifest: `volar plugins install \
+         --manifest`"
+    )]
+    IndexUnreadable { plugin: PluginRef, problem: String },
     #[error(
         "the index {index} has another checksum for '{plugin}' ({expected}) than its manifest has ({found})"
     )]
@@ -148,6 +163,14 @@ pub enum InstallError {
         url.escape_debug()
     )]
     NotUploaded { artifact: String, url: String },
+    /// Of one that was sent, or came for another plugin.
+    #[error("the artifact '{artifact}' has {found} bytes, not {declared} as the manifest says")]
+    DeclaredSize {
+        artifact: String,
+        found: u64,
+        declared: u64,
+    },
+    /// Of what a server has.
     #[error("the artifact '{artifact}' has {found} bytes, not {declared} as the manifest says")]
     Size {
         artifact: String,
@@ -181,6 +204,18 @@ pub enum InstallError {
     Plugin(#[from] PluginError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn version(plugin: &PluginRef) -> String {
+    let version = plugin.version.as_ref();
+    version.map_or_else(|| "at all".to_owned(), ToString::to_string)
+}
+
+fn has(versions: &[String]) -> String {
+    match versions {
+        [] => "it has none".to_owned(),
+        versions => format!("it has {}", versions.join(", ")),
+    }
 }
 
 fn reasons(problems: &[String]) -> String {

@@ -102,7 +102,10 @@ async fn what_an_index_promises_is_compared_with_what_comes() {
         ),
         ("caddy@8", "has another checksum for 'caddy@8'"),
         ("caddy@7", "only http://, https:// and oci:// URLs"),
-        ("caddy@6", "is in no index;"),
+        (
+            "caddy@6",
+            "has 'caddy', but no version 6: it has 9, 8, 7, 2.10, 2.6",
+        ),
         ("unknown", "volar plugins search"),
     ];
     for (name, expected) in cases {
@@ -118,6 +121,58 @@ async fn what_an_index_promises_is_compared_with_what_comes() {
     let registry = with_indexes(&dir, &[]);
     let error = chain(&install(&registry, "caddy").await.unwrap_err());
     assert!(error.contains("no index is configured"), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_is_that_of_the_first_index_that_has_it() {
+    let (dir, web) = (temp_dir(), market().await);
+    let indexes = [web.url("/index.json?x=1"), web.url("/second.json")];
+    let registry = with_indexes(&dir, &indexes);
+    // The second has it.
+    let error = install(&registry, "caddy@99").await.unwrap_err();
+    assert!(
+        matches!(error, InstallError::NotThatVersion { .. }),
+        "{error}"
+    );
+    let error = chain(&install(&registry, "nginx").await.unwrap_err());
+    assert!(error.contains("no version at all: it has none"), "{error}");
+}
+
+#[tokio::test]
+async fn where_signatures_count_an_index_that_is_down_is_not_passed_by() {
+    let (dir, web) = (temp_dir(), market().await);
+    let indexes = [web.url("/text"), web.url("/index.json?x=1")];
+    configure(&dir, &format!("[plugins]\nindexes = {indexes:?}"));
+    let registry = registry_as_configured(&dir);
+    let error = install(&registry, "caddy@2.6").await.unwrap_err();
+    let told = chain(&error);
+    assert!(
+        matches!(error, InstallError::IndexUnreadable { .. }),
+        "{told}"
+    );
+    for part in [&indexes[0], "`volar plugins install --manifest`"] {
+        assert!(told.contains(part), "{told}");
+    }
+    drop(registry);
+    let none = with_indexes(&dir, &[web.url("/text"), web.url("/absent")]);
+    let error = install(&none, "caddy").await.unwrap_err();
+    let told = chain(&error);
+    assert!(matches!(error, InstallError::NoReadableIndex(_)), "{told}");
+    assert!(told.starts_with("no index can be read: "), "{told}");
+}
+
+#[tokio::test]
+async fn searches_at_once_share_what_is_fetched_for_them() {
+    let (dir, web) = (temp_dir(), market().await);
+    let registry = with_indexes(&dir, &[web.url("/second.json")]);
+    let searches = (0..16).map(|_| registry.search("caddy"));
+    for found in futures_util::future::join_all(searches).await {
+        assert_eq!(found.unwrap().plugins.len(), 1);
+    }
+    assert!(web.asked().len() <= 4, "{}", web.asked().len());
+    // What is searched later is searched anew.
+    web.put("/second.json", index(&json!([])));
+    assert_eq!(registry.search("caddy").await.unwrap().plugins.len(), 0);
 }
 
 #[tokio::test]
