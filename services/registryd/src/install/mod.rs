@@ -253,7 +253,17 @@ impl Registry {
 
         // Before anything is fetched for it.
         let before = self.before(&manifest, digest, allow_downgrade).await?;
-        let admitted = trust.admit(&manifest, &obtained.original, digest, &before)?;
+        let admitted = match trust.admit(&manifest, &obtained.original, digest, &before) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                if matches!(obtained.from, obtain::From::Store) {
+                    // What was sent for it costs nothing any more.
+                    let sent: Vec<_> = manifest.artifacts().map(|one| one.checksum).collect();
+                    self.ask(move |store| store.forget_uploads(&sent)).await?;
+                }
+                return Err(refusal.into());
+            }
+        };
         let mut warnings = obtained.warnings;
         warnings.extend(admitted.warnings);
         for warning in &warnings {

@@ -192,6 +192,30 @@ impl Store {
         Ok(files)
     }
 
+    /// Removes those of `digests` that were sent for an install and that nothing refers to, as their install does not come.
+    ///
+    /// # Errors
+    /// The database failed: nothing is removed then.
+    pub fn forget_uploads(&self, digests: &[Digest]) -> Result<(), StoreError> {
+        let failed = |source| self.failed("forget what was sent", source);
+        let mut db = self.lock();
+        let tx = db.transaction().map_err(failed)?;
+        let mut sent = Vec::new();
+        for hex in digests.iter().map(Digest::hex) {
+            if self.is_pinned(&hex) {
+                continue;
+            }
+            let sql = "UPDATE blobs SET wanted_at = NULL, uploaded = 0 WHERE digest = ?1 AND uploaded = 1";
+            if tx.execute(sql, [&hex]).map_err(failed)? > 0 {
+                sent.push(hex);
+            }
+        }
+        let files = self.forget_unused(&tx, &sent)?;
+        tx.commit().map_err(failed)?;
+        remove_files(&files);
+        Ok(())
+    }
+
     /// Notes that a plugin uses an artifact now: nobody waits for it any more.
     pub(super) fn installed(&self, tx: &Connection, digest: &Digest) -> Result<(), StoreError> {
         tx.execute(

@@ -36,9 +36,7 @@ impl Host {
         );
         write(&trust.join("maker.toml"), &text);
         let registry = registry_as_configured(&dir);
-        let mut sink = registry.receive().await.unwrap();
-        sink.push(INITRAMFS).await.unwrap();
-        sink.finish(digest(INITRAMFS)).await.unwrap();
+        upload(&registry).await;
         Self { dir, registry, key }
     }
 
@@ -67,6 +65,12 @@ impl Host {
     fn signed(&self, name: &str, version: &str, at: u64) -> Original {
         sign(&self.key, &of(name, version), at)
     }
+}
+
+async fn upload(registry: &Registry) {
+    let mut sink = registry.receive().await.unwrap();
+    sink.push(INITRAMFS).await.unwrap();
+    sink.finish(digest(INITRAMFS)).await.unwrap();
 }
 
 fn write(path: &Path, text: &str) {
@@ -193,6 +197,27 @@ async fn what_is_refused_is_not_even_fetched() {
 }
 
 #[tokio::test]
+async fn what_was_sent_for_a_refused_plugin_is_gone() {
+    let host = Host::new("").await;
+    let mut unsigned = host.signed("caddy", "1.0", 1);
+    unsigned.signature = None;
+    host.refused(unsigned.clone()).await;
+    assert_eq!(blob_files(&host.dir), Vec::<String>::new());
+    // The verdict comes first: only what is let in is told what it lacks.
+    host.refused(unsigned.clone()).await;
+    let signed = host.signed("caddy", "1.0", 1);
+    let error = host.install(signed.clone(), false).await.unwrap_err();
+    assert!(matches!(error, InstallError::NotUploaded { .. }), "{error}");
+
+    upload(&host.registry).await;
+    host.install(signed, false).await.unwrap();
+    // What another plugin uses stays, sent again or not.
+    host.registry.blob(digest(INITRAMFS)).await.unwrap();
+    host.refused(unsigned).await;
+    assert_eq!(blob_files(&host.dir).len(), 1);
+}
+
+#[tokio::test]
 async fn a_key_that_is_not_taken_is_told_with_the_refusal() {
     let host = Host::new("").await;
     let path = host.dir.path().join("trust.d/maker.toml");
@@ -218,9 +243,7 @@ async fn an_older_plugin_does_not_follow_a_newer_one_even_when_that_is_gone() {
         .remove_plugin("caddy".parse().unwrap(), true)
         .await
         .unwrap();
-    let mut sink = host.registry.receive().await.unwrap();
-    sink.push(INITRAMFS).await.unwrap();
-    sink.finish(digest(INITRAMFS)).await.unwrap();
+    upload(&host.registry).await;
 
     let error = host.refused(old.clone()).await;
     let text = chain(&error);
@@ -229,6 +252,7 @@ async fn an_older_plugin_does_not_follow_a_newer_one_even_when_that_is_gone() {
         panic!("{text}");
     };
     assert!(matches!(*source, Replay::OlderVersion { .. }));
+    upload(&host.registry).await;
     let installed = host.install(old.clone(), true).await.unwrap();
     assert!(
         installed.warnings[0].contains("older than 2.0"),
