@@ -23,11 +23,23 @@ pub enum Asked {
 /// The problem that a refused call is. The callee's words are the detail.
 #[must_use]
 pub fn problem(asked: Asked, status: &Status) -> Problem {
-    Problem::new(kind(asked, status.code()), detail(asked, status))
+    Problem::new(kind(asked, status), detail(asked, status))
+}
+
+/// What a callee says beside the code when it is the host's configuration that is wrong.
+const KIND: &str = "volant-kind";
+const MISCONFIGURED: &str = "misconfigured";
+
+fn kind(asked: Asked, status: &Status) -> Kind {
+    let told = status.metadata().get(KIND);
+    if told.is_some_and(|kind| kind == MISCONFIGURED) {
+        return Kind::Misconfigured;
+    }
+    kind_of(asked, status.code())
 }
 
 /// No arm for the rest: a code or a call that is new must be decided on.
-fn kind(asked: Asked, code: Code) -> Kind {
+fn kind_of(asked: Asked, code: Code) -> Kind {
     match code {
         Code::InvalidArgument | Code::OutOfRange => Kind::InvalidRequest,
         Code::NotFound => match asked {
@@ -37,7 +49,9 @@ fn kind(asked: Asked, code: Code) -> Kind {
             Asked::Blob => Kind::NoSuchBlob,
             Asked::Vm => Kind::NoSuchVm,
             Asked::CreateVm => Kind::UnknownPlugin,
-            Asked::InstallPlugin | Asked::Search | Asked::Upkeep | Asked::Lease => Kind::Internal,
+            // Its URL, or that of an artifact.
+            Asked::InstallPlugin => Kind::NotInstallable,
+            Asked::Search | Asked::Upkeep | Asked::Lease => Kind::Internal,
         },
         Code::AlreadyExists => match asked {
             Asked::CreateVm => Kind::VmExists,
@@ -75,12 +89,23 @@ fn kind(asked: Asked, code: Code) -> Kind {
             | Asked::Lease => Kind::Internal,
         },
         Code::ResourceExhausted => Kind::NoSpace,
+        // What a server gave was not what was to come.
+        Code::Aborted => match asked {
+            Asked::InstallPlugin | Asked::InstallByName | Asked::PullPlugin => Kind::NotInstallable,
+            Asked::Plugin
+            | Asked::RemovePlugin
+            | Asked::Search
+            | Asked::Upkeep
+            | Asked::Blob
+            | Asked::Vm
+            | Asked::CreateVm
+            | Asked::Lease => Kind::Unavailable,
+        },
         // Cancelled and Unknown are what a call gets whose callee died under it; ours never answer so.
         Code::Unavailable
         | Code::Cancelled
         | Code::Unknown
-        | Code::DeadlineExceeded
-        | Code::Aborted => Kind::Unavailable,
+        | Code::DeadlineExceeded => Kind::Unavailable,
         Code::Ok
         | Code::Unauthenticated
         | Code::Unimplemented
@@ -104,7 +129,7 @@ fn detail(asked: Asked, status: &Status) -> String {
         Asked::Lease => "ipamd",
     };
     let message = status.message();
-    match (kind(asked, status.code()), status.code()) {
+    match (kind(asked, status), status.code()) {
         // An origin that could not be fetched from: registryd's own words say it all.
         (Kind::Unavailable, Code::Unavailable)
             if matches!(
@@ -163,6 +188,10 @@ mod tests {
                 Kind::UnusablePlugin,
             ),
             (Asked::Vm, Code::FailedPrecondition, Kind::BeingDeleted),
+            (Asked::InstallPlugin, Code::NotFound, Kind::NotInstallable),
+            (Asked::InstallPlugin, Code::Aborted, Kind::NotInstallable),
+            (Asked::InstallByName, Code::Aborted, Kind::NotInstallable),
+            (Asked::InstallByName, Code::Unavailable, Kind::Unavailable),
             (Asked::Blob, Code::ResourceExhausted, Kind::NoSpace),
             (Asked::Lease, Code::Unavailable, Kind::Unavailable),
             (Asked::Vm, Code::DataLoss, Kind::Internal),
@@ -171,6 +200,22 @@ mod tests {
             let problem = problem(asked, &Status::new(code, "why"));
             assert_eq!(problem.kind, expected, "{asked:?} {code:?}");
             assert!(problem.detail.contains("why"), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_is_not_valid_is_told_whatever_was_asked() {
+        for asked in [
+            Asked::InstallPlugin,
+            Asked::InstallByName,
+            Asked::PullPlugin,
+            Asked::Search,
+        ] {
+            let mut status = Status::failed_precondition("volant.toml");
+            status
+                .metadata_mut()
+                .insert(KIND, MISCONFIGURED.parse().unwrap());
+            assert_eq!(problem(asked, &status).kind, Kind::Misconfigured);
         }
     }
 
