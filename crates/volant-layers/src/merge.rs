@@ -295,9 +295,11 @@ impl Merger {
         Ok(())
     }
 
-    /// The inode that a hard link is to; a symbolic link is not followed at the end.
+    /// The inode that a hard link is to; a symbolic link is not followed at the end. Older builders write such targets
+    /// from the root of the image on.
     fn target(&mut self, target: &[u8]) -> Result<Arc<Inode>, Fault> {
-        let path = name::relative(target).map_err(|source| Refusal::LinkName {
+        let from_root = target.iter().position(|byte| *byte != b'/').unwrap_or(0);
+        let path = name::relative(&target[from_root..]).map_err(|source| Refusal::LinkName {
             target: shown(target),
             source,
         })?;

@@ -64,7 +64,19 @@ fn what_would_leave_the_root_is_refused_by_name() {
         ),
         (
             vec![layer().link("x", "/etc/shadow")],
-            "its link to /etc/shadow cannot be followed: its name is absolute",
+            "cannot have x: it is a link to /etc/shadow, which is not there",
+        ),
+        (
+            vec![layer().link("x", "/../shadow")],
+            "its link to /../shadow cannot be followed: its name has \"..\" in it",
+        ),
+        (
+            vec![up.clone(), layer().link("x", "/up/passwd")],
+            "cannot have x: the symbolic link up",
+        ),
+        (
+            vec![layer().link("x", "//")],
+            "it is a link to the folder //",
         ),
         (
             vec![layer().link("x", "../shadow")],

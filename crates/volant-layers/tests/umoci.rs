@@ -149,6 +149,7 @@ fn layers(folder: &Path) -> Vec<Archive> {
             .with(file("removed-too", 0o644, (0, 0), 5, ""))
             .with(file("shared1", 0o640, (1, 2), 7, "shared"))
             .link("shared2", "shared1")
+            .link("shared4", "/shared1")
             .dir("becomes-file/")
             .with(file("becomes-file/x", 0o644, (0, 0), 5, ""))
             .with(file("becomes-dir", 0o644, (0, 0), 5, "")),
