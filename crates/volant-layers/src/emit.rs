@@ -232,7 +232,7 @@ fn emit_layer(
             }
         };
         let size = file.inode.size();
-        if !matches!(found.what, What::File(found) if found == size) {
+        if !matches!(found.what, What::File { size: found, .. } if found == size) {
             return Err(changed());
         }
         let mut entry = Entry {

@@ -21,6 +21,10 @@ const LINKS: &[u8] = b".wh..wh.plnk";
 /// The names that may be looked up or passed by for each entry that there may be: images need ten or twenty.
 /// Without it, a small layer of deep names, links and marks could keep us for days.
 const WORK_PER_ENTRY: u64 = 50;
+/// The bytes of holes that there may be for each stored byte, and for none: databases and disks have some. Without it,
+/// an archive of a kilobyte could have us write zeros for minutes.
+const HOLES_PER_BYTE: u64 = 1000;
+const HOLES: u64 = 1 << 30;
 
 /// A layer, as a tar stream that is not compressed. It is read once by [`merge`], to its very end, and once more
 /// by [`Tree::emit`] if something of it is left, as far as needed.
@@ -51,7 +55,7 @@ impl Default for Limits {
         Self {
             entries: 4_000_000,
             memory: 1 << 30,
-            content: 256 << 30,
+            content: 64 << 30,
         }
     }
 }
@@ -75,6 +79,18 @@ pub enum MergeError {
     Memory(u64),
     #[error("the files of the layers have more than {0} bytes")]
     Content(u64),
+    #[error(
+        "the sparse files of the layers have {holes} bytes of holes, most of them in {name} of layer {layer}; \
+         no more than {most} are taken with {stored} bytes of content"
+    )]
+    Holes {
+        holes: u64,
+        /// The file with the most.
+        name: String,
+        layer: String,
+        most: u64,
+        stored: u64,
+    },
     #[error("the names and links of the layers are deeper than those of any image")]
     Work,
 }
@@ -137,11 +153,14 @@ pub fn merge(layers: &[&dyn Layer], limits: &Limits) -> Result<Tree, MergeError>
         limits: *limits,
         entries: 0,
         content: 0,
+        holes: 0,
+        largest: (0, 0, String::new()),
         work: 0,
     };
     for (index, layer) in (0..).zip(layers) {
         merger.layer(index, *layer)?;
     }
+    merger.check_holes(layers)?;
     Ok(merger.tree)
 }
 
@@ -150,6 +169,10 @@ struct Merger {
     limits: Limits,
     entries: u32,
     content: u64,
+    /// The part of the content that is holes.
+    holes: u64,
+    /// The most holes of a file, its layer and its name.
+    largest: (u64, u32, String),
     work: u64,
 }
 
@@ -192,6 +215,23 @@ impl Merger {
         Ok(())
     }
 
+    /// When all is read, as the holes may come before the content.
+    fn check_holes(&self, layers: &[&dyn Layer]) -> Result<(), MergeError> {
+        let stored = self.content - self.holes;
+        let most = stored.saturating_mul(HOLES_PER_BYTE).saturating_add(HOLES);
+        if self.holes <= most {
+            return Ok(());
+        }
+        let (_, layer, name) = &self.largest;
+        Err(MergeError::Holes {
+            holes: self.holes,
+            name: name.clone(),
+            layer: layers[*layer as usize].name(),
+            most,
+            stored,
+        })
+    }
+
     fn entry(
         &mut self,
         layer: u32,
@@ -226,8 +266,12 @@ impl Merger {
         let kind = match what {
             What::Directory => Kind::Directory,
             _ if path.is_empty() => return Err(Refusal::Root.into()),
-            What::File(size) => {
+            What::File { size, holes } => {
                 self.content = self.content.saturating_add(size);
+                self.holes = self.holes.saturating_add(holes);
+                if holes > self.largest.0 {
+                    self.largest = (holes, layer, shown(name));
+                }
                 if self.content > self.limits.content {
                     return Err(Fault::Whole(MergeError::Content(self.limits.content)));
                 }

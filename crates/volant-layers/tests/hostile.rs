@@ -222,7 +222,7 @@ fn damaged_archives_are_refused() {
         (layer().raw(negative, b""), "a has a size that is no number"),
         (
             layer().raw(huge, b""),
-            "the files of the layers have more than 274877906944 bytes",
+            "the files of the layers have more than 68719476736 bytes",
         ),
         (layer().raw(larger, b""), "a has a size that is no number"),
         (
@@ -346,6 +346,47 @@ fn deep_names_links_and_marks_cannot_keep_us_busy() {
             error,
             "the names and links of the layers are deeper than those of any image"
         );
+    }
+}
+
+#[test]
+fn a_kilobyte_cannot_make_hours_of_zeros() {
+    let sparse = |holes: u64| {
+        let size = (holes + 2).to_string();
+        layer()
+            .pax(&[
+                ("GNU.sparse.size", size.as_bytes()),
+                ("GNU.sparse.map", b"0,2"),
+            ])
+            .file("lib/bomb\x1b", "ab")
+    };
+    let free = 1 << 30;
+    let more = layer().file("more", &"x".repeat(3000));
+    let taken: [Vec<Archive>; 3] = [
+        vec![sparse(free + 2000)],
+        // What is stored may come later, and in another layer.
+        vec![sparse(free + 3_002_000), more.clone()],
+        vec![sparse(free / 2), sparse(free / 2 + 4000)],
+    ];
+    for layers in &taken {
+        merged(layers).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    }
+    let mark = layer()
+        .pax(&[("GNU.sparse.size", b"9000000000"), ("GNU.sparse.map", b"")])
+        .file(".wh.a", "");
+    assert!(
+        merged(&[mark]).is_ok(),
+        "what removes something is not written"
+    );
+    let expected = "the sparse files of the layers have 1073743825 bytes of holes, most of them in lib/bomb\\u{1b} of \
+                    layer sha256:abc; no more than 1073743824 are taken with 2 bytes of content";
+    assert_eq!(refused("a bomb", &[sparse(free + 2001)]), expected);
+    for layers in [
+        vec![sparse(free + 3_002_001), more],
+        vec![sparse(free / 2), sparse(free / 2 + 4001)],
+        vec![sparse(60 << 30)],
+    ] {
+        assert!(refused("a bomb", &layers).contains("bytes of holes"));
     }
 }
 

@@ -42,8 +42,11 @@ pub(crate) struct Entry {
 
 pub(crate) enum What {
     Directory,
-    /// Of so many bytes.
-    File(u64),
+    /// Of so many bytes, and so many of them not in the archive, as they are zero.
+    File {
+        size: u64,
+        holes: u64,
+    },
     Symlink(Vec<u8>),
     /// Another name for an earlier entry.
     Link(Vec<u8>),
@@ -227,7 +230,9 @@ impl<R: Read> Reader<R> {
                     .or_else(|| size(&old.size))
                     .filter(|size| *size <= i64::MAX as u64)
                     .ok_or_else(|| failed("has a size that is no number"))?;
-                What::File(self.content(header, &pax, stored, &name)?)
+                let size = self.content(header, &pax, stored, &name)?;
+                let holes = size - self.stored;
+                What::File { size, holes }
             }
             b'1' => What::Link(link),
             b'2' => What::Symlink(link),
