@@ -37,6 +37,12 @@ pub trait Layer {
 
     /// What errors call it: its digest, or its path.
     fn name(&self) -> String;
+
+    /// Whether names that begin with `.wh.` say what is removed from lower layers. In what is no layer of an image,
+    /// such as a folder, they are names as all others.
+    fn whiteouts(&self) -> bool {
+        true
+    }
 }
 
 /// How large layers may be.
@@ -155,6 +161,7 @@ pub fn merge(layers: &[&dyn Layer], limits: &Limits) -> Result<Tree, MergeError>
         content: 0,
         holes: 0,
         largest: (0, 0, String::new()),
+        whiteouts: true,
         work: 0,
     };
     for (index, layer) in (0..).zip(layers) {
@@ -173,6 +180,8 @@ struct Merger {
     holes: u64,
     /// The most holes of a file, its layer and its name.
     largest: (u64, u32, String),
+    /// Whether the layer that is read has them.
+    whiteouts: bool,
     work: u64,
 }
 
@@ -188,6 +197,7 @@ impl Merger {
         })?;
         let mut reader = Reader::new(stream, self.limits.content);
         let mut number = 0;
+        self.whiteouts = layer.whiteouts();
         while let Some(entry) = reader.next().map_err(read)? {
             self.entries += 1;
             if self.entries > self.limits.entries {
@@ -211,7 +221,9 @@ impl Merger {
             number += 1;
         }
         reader.drain().map_err(read)?;
-        self.tree.remove(LINKS);
+        if self.whiteouts {
+            self.tree.remove(LINKS);
+        }
         Ok(())
     }
 
@@ -242,7 +254,9 @@ impl Merger {
     ) -> Result<(), Fault> {
         let path = name::relative(name)?;
         let (folder, last) = name::split(&path);
-        if let Some(special) = name::parts(&path).find(|part| part.starts_with(SPECIAL)) {
+        if !self.whiteouts {
+            // All names are ordinary.
+        } else if let Some(special) = name::parts(&path).find(|part| part.starts_with(SPECIAL)) {
             if special == OPAQUE && last == OPAQUE {
                 let key = self.follow(folder)?.0;
                 self.work += self.tree.clear(&key, layer);
@@ -328,7 +342,7 @@ impl Merger {
             return Err(NameError::TooLong.into());
         }
         // A link that leads nowhere can lead to such a name, too.
-        if name::parts(&key[found..]).any(|part| part.starts_with(WHITEOUT)) {
+        if self.whiteouts && name::parts(&key[found..]).any(|part| part.starts_with(WHITEOUT)) {
             return Err(Refusal::Whiteout.into());
         }
         self.tree.make_folders(&key, found, layer);

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Archive, Seen, merged};
+use volant_layers::{Layer, Limits, merge};
 
 fn layer() -> Archive {
     Archive::new()
@@ -229,4 +230,47 @@ fn a_folder_that_the_layer_wrote_below_outlives_its_opaque_mark() {
     for (path, there) in [("etc", true), ("etc/a/b/new", true), ("etc/old", false)] {
         assert_eq!(tree.get(path.as_bytes()).is_some(), there, "{path}");
     }
+}
+
+/// What is no layer of an image.
+struct Whole(Archive);
+
+impl Layer for Whole {
+    fn open(&self) -> std::io::Result<Box<dyn std::io::Read + '_>> {
+        self.0.open()
+    }
+
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn whiteouts(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn without_whiteouts_their_names_are_ordinary() {
+    let names = [
+        ".wh.b",
+        "a/.wh..wh..opq",
+        ".wh..wh.plnk/1",
+        ".wh.d/x",
+        ".wh.",
+        ".wh..wh.aufs",
+    ];
+    let upper = names
+        .iter()
+        .fold(layer(), |layer, name| layer.file(name, ""))
+        .symlink("l", ".wh.new")
+        .file("l/y", "");
+    let lower = base();
+    let whole = Whole(upper);
+    let layers: [&dyn Layer; 2] = [&lower, &whole];
+    let tree = merge(&layers, &Limits::default()).unwrap();
+    let kept = ["b", "a/x", "a/d/y", ".wh.new/y"];
+    for path in kept.iter().chain(&names) {
+        assert!(tree.get(path.as_bytes()).is_some(), "{path}");
+    }
+    Seen::emitted(&tree, &layers);
 }

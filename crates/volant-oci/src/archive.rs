@@ -74,6 +74,7 @@ pub(crate) async fn docker_image(
             digest: None,
             diff_id: Some(*diff_id),
             cached: false,
+            whiteouts: true,
         }));
     }
     Ok(Image {

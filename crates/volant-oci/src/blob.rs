@@ -74,6 +74,8 @@ pub struct BlobLayer {
     pub(crate) diff_id: Option<Digest>,
     /// Whether the file is the cache's: then it is removed when it is found to be damaged.
     pub(crate) cached: bool,
+    /// Whether it is a layer of an image, and not the whole of a root.
+    pub(crate) whiteouts: bool,
 }
 
 impl BlobLayer {
@@ -125,6 +127,10 @@ impl Layer for BlobLayer {
 
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn whiteouts(&self) -> bool {
+        self.whiteouts
     }
 }
 
@@ -263,6 +269,7 @@ mod tests {
             digest: Some(digest_of(blob)),
             diff_id: Some(digest_of(tar)),
             cached: false,
+            whiteouts: true,
         }
     }
 

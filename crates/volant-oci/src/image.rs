@@ -56,6 +56,13 @@ impl Layer for ImageLayer {
             Self::Tree(layer) => layer.name(),
         }
     }
+
+    fn whiteouts(&self) -> bool {
+        match self {
+            Self::Blob(layer) => layer.whiteouts(),
+            Self::Tree(layer) => layer.whiteouts(),
+        }
+    }
 }
 
 /// Why there is no image.
@@ -254,6 +261,7 @@ pub(crate) fn assemble(name: String, found: Found, places: Vec<Extent>, cached: 
                 digest: Some(layer.digest),
                 diff_id: Some(*diff_id),
                 cached,
+                whiteouts: true,
             })
         })
         .collect();

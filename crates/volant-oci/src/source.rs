@@ -149,6 +149,7 @@ impl Source {
                     digest: None,
                     diff_id: None,
                     cached: false,
+                    whiteouts: false,
                 });
                 Ok(bare(name, layer, platform))
             }

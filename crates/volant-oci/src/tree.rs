@@ -49,6 +49,10 @@ impl Layer for TreeLayer {
     fn name(&self) -> String {
         self.root.display().to_string()
     }
+
+    fn whiteouts(&self) -> bool {
+        false
+    }
 }
 
 struct TreeReader<'a> {

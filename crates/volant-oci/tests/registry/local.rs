@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use volant_layers::{Layer, merge};
+
 use crate::tools::{chain, client, hello, layout, load, loader, run, skopeo_copy};
 
 #[tokio::test]
@@ -145,6 +147,8 @@ async fn a_directory_and_a_tar_of_it_are_images() {
     let root = dir.path().join("root");
     fs::create_dir_all(root.join("etc")).unwrap();
     fs::write(root.join("etc/hello"), "hello from a tree\n").unwrap();
+    fs::write(root.join("etc/.wh.hello"), "").unwrap();
+    fs::write(root.join("etc/.wh..wh..opq"), "").unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();
     run("tar", &["-C", &at("root"), "-cf", &at("r.tar"), "."]);
     run("tar", &["-C", &at("root"), "-czf", &at("r.tar.gz"), "."]);
@@ -154,6 +158,12 @@ async fn a_directory_and_a_tar_of_it_are_images() {
         let image = source.load(&loader).await.unwrap();
         assert_eq!(hello(&image), "hello from a tree\n", "{source}");
         assert_eq!(image.config.architecture, "amd64");
+        let layers: Vec<&dyn Layer> = image.layers.iter().map(|layer| layer as _).collect();
+        let tree = merge(&layers, &volant_layers::Limits::default()).unwrap();
+        for path in ["etc/hello", "etc/.wh.hello", "etc/.wh..wh..opq"] {
+            let there = tree.get(path.as_bytes()).is_some();
+            assert!(there, "{path} of {source}: it is no layer of an image");
+        }
     }
     let error = load(&loader, &format!("dir:{}", at("r.tar")))
         .await
