@@ -1,13 +1,16 @@
 //! An image from a Dockerfile: built by buildah, in a store of its own that goes with the build.
 
 use std::{
+    fs,
     io::{self, Read},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tempfile::TempDir;
 
 use crate::{
@@ -17,6 +20,8 @@ use crate::{
 
 /// How often a running buildah is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// So long a buildah that is told to end may take to.
+const GRACE: Duration = Duration::from_secs(5);
 /// So much of buildah's last words is told, in bytes.
 const TOLD: usize = 4096;
 /// The image's name in the store and in the layout.
@@ -87,13 +92,7 @@ pub fn build(
     if !context.is_dir() {
         return Err(DockerfileError::Context(context));
     }
-    let store = Store(
-        tempfile::Builder::new()
-            .prefix("fledge-")
-            .tempdir()
-            .map_err(DockerfileError::Folder)?,
-    );
-
+    let store = Store::new().map_err(DockerfileError::Folder)?;
     let mut build = store.buildah();
     build
         // In a chroot, as any user can have it; no network but the host's, no container runtime.
@@ -115,11 +114,19 @@ pub fn build(
                 .as_ref()
                 .map(|target| format!("--target={target}")),
         )
-        .args(
+        .args(dockerfile.build_args.iter().map(|(name, value)| {
+            if is_told_to_buildah(name) {
+                format!("--build-arg={name}={value}")
+            } else {
+                format!("--build-arg={name}")
+            }
+        }))
+        // Everyone can see a command line; these may be secrets.
+        .envs(
             dockerfile
                 .build_args
                 .iter()
-                .map(|(name, value)| format!("--build-arg={name}={value}")),
+                .filter(|(name, _)| !is_told_to_buildah(name)),
         )
         .arg("--")
         .arg(&context);
@@ -135,11 +142,55 @@ pub fn build(
     Ok(BuiltImage { folder: store })
 }
 
-/// buildah's store and the layout.
+/// Whether a variable of that name may mean something to buildah itself.
+fn is_told_to_buildah(name: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "GODEBUG",
+        "GOGC",
+        "GOMAXPROCS",
+        "GOMEMLIMIT",
+        "GOTRACEBACK",
+        "HOME",
+        "LANG",
+        "PATH",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TMPDIR",
+        "USER",
+    ];
+    const BEGINNINGS: &[&str] = &[
+        "BUILDAH_",
+        "CONTAINERS_",
+        "DBUS_",
+        "DOCKER_",
+        "LC_",
+        "LD_",
+        "REGISTRY_",
+        "STORAGE_",
+        "XDG_",
+        "_",
+    ];
+    let upper = name.to_ascii_uppercase();
+    NAMES.contains(&&*upper)
+        || BEGINNINGS.iter().any(|begins| upper.starts_with(begins))
+        || upper.ends_with("_PROXY")
+}
+
+/// buildah's store, its temporary files, and the layout.
 #[derive(Debug)]
 struct Store(TempDir);
 
 impl Store {
+    fn new() -> io::Result<Self> {
+        let store = Self(tempfile::Builder::new().prefix("fledge-").tempdir()?);
+        fs::create_dir(store.temporary())?;
+        Ok(store)
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.0.path().join("tmp")
+    }
+
     fn layout(&self) -> PathBuf {
         self.0.path().join("layout")
     }
@@ -152,7 +203,10 @@ impl Store {
             .arg("--runroot")
             .arg(self.0.path().join("run"))
             // The one that needs nothing of the kernel.
-            .args(["--storage-driver", "vfs"]);
+            .args(["--storage-driver", "vfs"])
+            .env("TMPDIR", self.temporary())
+            // The terminal's Ctrl-C is for fledge, which ends it in order.
+            .process_group(0);
         command
     }
 }
@@ -164,7 +218,8 @@ impl Drop for Store {
             let mut remove = Command::new("buildah");
             remove
                 .args(["unshare", "rm", "-rf"])
-                .arg(self.0.path().join("root"));
+                .args(["root", "run", "tmp"].map(|name| self.0.path().join(name)))
+                .process_group(0);
             let _ = remove
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
@@ -219,13 +274,86 @@ fn last_words(mut from: impl Read) -> String {
     String::from_utf8_lossy(&kept).trim_end().to_owned()
 }
 
-/// A child that does not outlive its value.
+/// A child that does not outlive its value, nor do its own children.
 struct Running(Child);
+
+impl Running {
+    /// Waits until a child has ended, and leaves it a zombie: nobody else gets its number then.
+    fn wait_for(pid: Pid, within: Duration) {
+        let until = Instant::now() + within;
+        loop {
+            let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            match waitid(WaitId::Pid(pid), look) {
+                Ok(None) if Instant::now() < until => thread::park_timeout(LOOK),
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that ended was waited for: both calls do nothing then.
-        let _ = self.0.kill();
+        // One that ended was waited for.
+        if !matches!(self.0.try_wait(), Ok(None)) {
+            return;
+        }
+        if let Ok(number) = i32::try_from(self.0.id())
+            && let Some(pid) = Pid::from_raw(number)
+        {
+            // It removes what it mounted and put elsewhere.
+            let _ = kill_process_group(pid, Signal::TERM);
+            Self::wait_for(pid, GRACE);
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_means_something_to_buildah_is_not_in_its_environment() {
+        for name in [
+            "PATH",
+            "tmpdir",
+            "LD_PRELOAD",
+            "https_proxy",
+            "_CONTAINERS_X",
+            "GODEBUG",
+        ] {
+            assert!(is_told_to_buildah(name), "{name}");
+        }
+        for name in ["VERSION", "GOOGLE_TOKEN", "npm_config_registry"] {
+            assert!(!is_told_to_buildah(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_child_ends_with_its_own_children() {
+        // The second's does not hear of it until it is killed.
+        for script in [
+            "sleep 60 & echo $!; wait",
+            "trap '' TERM; sleep 60 & echo $!; trap 'exit 0' TERM; wait",
+        ] {
+            let mut child = Command::new("sh")
+                .args(["-c", script])
+                .stdout(Stdio::piped())
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            let mut line = [0; 16];
+            let count = child.stdout.take().unwrap().read(&mut line).unwrap();
+            let grandchild = String::from_utf8_lossy(&line[..count]).trim().to_owned();
+            drop(Running(child));
+            // Whoever adopted it may not have looked at it yet.
+            let state = || fs::read_to_string(format!("/proc/{grandchild}/stat"));
+            let until = Instant::now() + GRACE;
+            while state().is_ok_and(|stat| !stat.contains(") Z ")) {
+                assert!(Instant::now() < until, "{script}: {:?}", state());
+                thread::park_timeout(LOOK);
+            }
+        }
     }
 }
