@@ -432,6 +432,10 @@ impl Layer for Watched<'_> {
     fn name(&self) -> String {
         Layer::name(self.layer)
     }
+
+    fn whiteouts(&self) -> bool {
+        Layer::whiteouts(self.layer)
+    }
 }
 
 struct WatchedStream<'a> {
