@@ -2,6 +2,7 @@
 
 mod artifact;
 pub mod health;
+pub mod location;
 mod machine;
 mod version;
 mod workload;
