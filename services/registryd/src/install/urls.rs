@@ -1,7 +1,10 @@
 //! Where things are on the web, and how that is told to people.
 
 use url::Url;
-use volant_spec::manifest::SIGNATURE_SUFFIX;
+use volant_spec::manifest::{
+    SIGNATURE_SUFFIX,
+    location::{Location, artifact_location},
+};
 
 pub(crate) fn web_url(text: &str) -> Option<Url> {
     Url::parse(text).ok().filter(is_web)
@@ -9,12 +12,11 @@ pub(crate) fn web_url(text: &str) -> Option<Url> {
 
 /// Where an artifact is fetched from; `None` when that is nowhere on the web.
 pub(super) fn artifact_url(text: &str, base: Option<&Url>) -> Option<Url> {
-    match Url::parse(text) {
-        Ok(url) => Some(url),
-        Err(url::ParseError::RelativeUrlWithoutBase) => base?.join(text).ok(),
-        Err(_) => None,
+    match artifact_location(text).ok()? {
+        Location::Web(text) => web_url(text),
+        Location::Relative(path) => base?.join(path).ok().filter(is_web),
+        Location::File(_) => None,
     }
-    .filter(is_web)
 }
 
 /// Where the signature of the manifest at `url` is: beside it, whatever its query says.
@@ -65,6 +67,8 @@ mod tests {
             ("file:///etc/shadow", None, None),
             ("ftp://b.example/i", None, None),
             ("http://", None, None),
+            ("a:1.squashfs", Some(&base), None),
+            ("//b.example/i", Some(&base), None),
         ];
         for (text, base, expected) in cases {
             let url = artifact_url(text, base).map(String::from);

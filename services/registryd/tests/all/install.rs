@@ -234,3 +234,26 @@ async fn a_manifest_is_bounded_too() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_artifact_that_may_be_in_two_places_is_refused() {
+    let dir = temp_dir();
+    let registry = registry(&dir);
+    let web = Web::serve([]).await;
+    for url in ["app:1.squashfs", "a?b", "a#b", "a%62", "//b.example/i", ""] {
+        let given = bytes(&manifest("caddy", url, INITRAMFS));
+        web.put("/p/m.json", Page::Body(given));
+        let error = install(&registry, Source::Url(web.url("/p/m.json"))).await;
+        let error = error.unwrap_err();
+        assert!(
+            matches!(&error, InstallError::Location { artifact, .. } if artifact == "initramfs"),
+            "{url}: {}",
+            chain(&error)
+        );
+    }
+    let asked = web.asked();
+    assert!(
+        asked.iter().all(|path| path.starts_with("/p/m.json")),
+        "{asked:?}"
+    );
+}
