@@ -7,6 +7,7 @@ use std::{
 
 use volant_oci::plugin::{File, Package};
 use volant_spec::{Manifest, manifest::SIGNATURE_SUFFIX};
+use volant_trust::{KeyId, PublicKey, Signature, SignatureError, VerifyError, verify};
 
 use crate::{
     files,
@@ -29,6 +30,8 @@ pub enum PackError {
     },
     #[error("cannot read the signature {}", path.display())]
     Signature { path: PathBuf, source: io::Error },
+    #[error("cannot push {path}: its signature does not fit; sign it again: fledge sign {path}", path = path.display())]
+    Unfit { path: PathBuf, source: Unfit },
     #[error("there is no *.manifest.json in {}; run `fledge build`, or name the manifest", .0.display())]
     NoManifest(PathBuf),
     #[error("there are several manifests in {folder}: name one of {names}", folder = folder.display(), names = names.join(", "))]
@@ -44,6 +47,44 @@ pub struct Packed {
     pub package: Package,
     /// Artifacts that stay where they are, on the web.
     pub elsewhere: Vec<String>,
+}
+
+/// Why a signature is none of this manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+}
+
+/// What is known of a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is that of the key, over this manifest.
+    Verified,
+    /// It is another key's: nobody looked.
+    Unchecked(KeyId),
+}
+
+/// Verifies the signature of a manifest when the key is the one that it names, or when it `must_be` that.
+///
+/// # Errors
+/// It is no signature, or none of this manifest.
+pub fn standing(
+    manifest: &[u8],
+    signature: &[u8],
+    key: Option<&PublicKey>,
+    must_be: bool,
+) -> Result<Standing, Unfit> {
+    let signature = Signature::parse(signature)?;
+    match key {
+        Some(key) if must_be || key.id() == signature.key_id() => {
+            verify(key, manifest, &signature)?;
+            Ok(Standing::Verified)
+        }
+        _ => Ok(Standing::Unchecked(signature.key_id())),
+    }
 }
 
 /// Reads a manifest, the signature beside it, and looks at each of its artifacts.

@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use volant_oci::{Cache, Client, ProgressFn};
 
-use super::{Output, interrupt, progress::Bars};
+use super::{Output, interrupt, keys, progress::Bars};
 
 #[derive(clap::Args)]
 pub struct Build {
@@ -73,8 +73,13 @@ pub fn run(args: Build) -> Result<()> {
 fn text(built: &Built) -> String {
     let shown = |path: &'_ Path| path.strip_prefix(".").unwrap_or(path).display().to_string();
     let manifest = shown(&built.manifest_path);
+    // Who has no key makes one first.
+    let keygen = match keys::path(None, "signing.key") {
+        Ok(path) if path.exists() => "",
+        _ => "fledge keygen\n",
+    };
     format!(
-        "{} {}: {:.1} MB of files in {} ({:.1} MB)\n{}\n\nfledge sign {manifest}\nvolar plugins install --manifest {manifest}",
+        "{} {}: {:.1} MB of files in {} ({:.1} MB)\n{}\n\n{keygen}fledge sign {manifest}\nvolar plugins install --manifest {manifest}",
         built.manifest.name,
         built.manifest.version,
         built.unpacked_size as f64 / 1e6,

@@ -1,32 +1,46 @@
 //! `fledge inspect`: what a reference or a file is, and what it holds.
 
-use std::{fmt::Write as _, io::Write, path::Path};
+use std::{
+    fmt::Write as _,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
-use fledge::push;
+use fledge::push::{self, Standing};
 use serde_json::{Value, json};
 use volant_oci::{
     Cache, Client, Image, ImageConfig, Loader, Platform, Source,
     plugin::{self, Inspection},
 };
 use volant_spec::Manifest;
-use volant_trust::Signature;
+use volant_trust::{PublicKey, Signature};
 
-use super::{Output, interrupt, push::reference};
+use super::{
+    Output, interrupt,
+    push::{key, reference},
+};
 
 #[derive(clap::Args)]
 pub struct Inspect {
     /// oci://HOST/REPO[:TAG|@DIGEST] in a registry; a manifest's file; or an image: oci:DIR, oci-archive:FILE, docker-archive:FILE
     #[arg(value_name = "WHAT")]
     what: String,
+    /// The key that a plugin's signature is looked at with [default: ~/.config/volant/signing.pub, if it is there]
+    #[arg(short, long, value_name = "FILE")]
+    public: Option<PathBuf>,
     /// How the result is written
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
 }
 
 pub fn run(args: &Inspect) -> Result<()> {
+    let key = Key {
+        key: key(args.public.as_deref())?,
+        must_be: args.public.is_some(),
+    };
     let value = if args.what.starts_with("oci://") {
-        remote(&args.what)?
+        remote(&args.what, &key)?
     } else if Path::new(&args.what).exists() {
         let packed = push::pack(Path::new(&args.what))?;
         let files = packed
@@ -34,7 +48,9 @@ pub fn run(args: &Inspect) -> Result<()> {
             .artifacts
             .iter()
             .map(|file| (Some(file.title.clone()), file.digest, file.size));
-        plugin_value(&packed.manifest, packed.package.signature.as_deref(), files)
+        let package = &packed.package;
+        let signature = signature(&package.manifest, package.signature.as_deref(), &key);
+        plugin_value(&packed.manifest, &signature, files)
     } else {
         let image = image(&args.what)?;
         image_value(&image.config, image.digest, image.layers.len())
@@ -46,7 +62,13 @@ pub fn run(args: &Inspect) -> Result<()> {
     writeln!(std::io::stdout(), "{}", text.trim_end()).context("cannot write to standard output")
 }
 
-fn remote(text: &str) -> Result<Value> {
+/// What signatures are looked at with.
+struct Key {
+    key: Option<PublicKey>,
+    must_be: bool,
+}
+
+fn remote(text: &str, key: &Key) -> Result<Value> {
     let reference = reference(text)?;
     let client = Client::from_env().context("cannot read the settings for registries")?;
     let found = interrupt::run(async { Ok(plugin::inspect(&client, &reference).await?) })?;
@@ -58,7 +80,8 @@ fn remote(text: &str) -> Result<Value> {
                 .artifacts
                 .iter()
                 .map(|file| (file.title.clone(), file.digest, file.size));
-            let mut value = plugin_value(&manifest, pulled.signature.as_deref(), files);
+            let signature = signature(&pulled.manifest, pulled.signature.as_deref(), key);
+            let mut value = plugin_value(&manifest, &signature, files);
             value["digest"] = pulled.digest.to_string().into();
             value
         }
@@ -91,18 +114,54 @@ fn image(text: &str) -> Result<Image> {
     })
 }
 
+/// Null where there is none.
+fn signature(manifest: &[u8], signature: Option<&[u8]>, key: &Key) -> Value {
+    let Some(bytes) = signature else {
+        return Value::Null;
+    };
+    let mut value = match Signature::parse(bytes) {
+        Ok(signature) => {
+            json!({ "key_id": signature.key_id().to_string(), "trusted_comment": signature.trusted_comment() })
+        }
+        Err(_) => json!({}),
+    };
+    value["state"] = match push::standing(manifest, bytes, key.key.as_ref(), key.must_be) {
+        Ok(Standing::Verified) => "verified",
+        Ok(Standing::Unchecked(_)) => "not verified",
+        Err(error) => {
+            value["error"] = error.to_string().into();
+            "does not fit"
+        }
+    }
+    .into();
+    value
+}
+
+/// For people.
+fn told(signature: &Value) -> String {
+    let shown = |key: &str| {
+        signature[key]
+            .as_str()
+            .map(|text| text.escape_debug().to_string())
+    };
+    let mut told = shown("state").unwrap_or_default();
+    if let Some(key) = shown("key_id") {
+        told.push_str(&format!(", by {key}"));
+    }
+    if let Some(text) = shown("error").or_else(|| shown("trusted_comment")) {
+        told.push_str(&format!(": {text}"));
+    }
+    told
+}
+
 fn plugin_value(
     manifest: &Manifest,
-    signature: Option<&[u8]>,
+    signature: &Value,
     files: impl Iterator<Item = (Option<String>, volant_spec::Digest, u64)>,
 ) -> Value {
     let files: Vec<Value> = files
         .map(|(name, digest, size)| json!({ "name": name, "digest": digest, "size": size }))
         .collect();
-    let signature = signature.map(|bytes| match Signature::parse(bytes) {
-        Ok(signature) => json!({ "key_id": signature.key_id().to_string(), "trusted_comment": signature.trusted_comment() }),
-        Err(error) => json!({ "error": error.to_string() }),
-    });
     json!({
         "kind": "plugin", "name": manifest.name, "version": manifest.version, "description": manifest.description,
         "signature": signature, "files": files, "manifest": manifest,
@@ -133,6 +192,7 @@ fn text(value: &Value) -> String {
             Value::String(word) if word.is_empty() => continue,
             Value::Object(map) if map.is_empty() => continue,
             Value::String(word) => word.escape_debug().to_string(),
+            Value::Object(_) if key == "signature" => told(value),
             Value::Array(list) if key == "files" => {
                 for file in list {
                     let name = file["name"]

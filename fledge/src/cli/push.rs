@@ -6,11 +6,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use fledge::push::{self, Packed};
+use fledge::{
+    push::{self, PackError, Packed, Standing},
+    verify,
+};
 use serde_json::json;
 use volant_oci::{Client, Reference, plugin};
+use volant_trust::PublicKey;
 
-use super::{Output, interrupt, progress::Bars};
+use super::{Output, interrupt, keys, progress::Bars};
 
 #[derive(clap::Args)]
 pub struct Push {
@@ -20,6 +24,9 @@ pub struct Push {
     /// The plugin's manifest; its artifacts and its signature are beside it [default: the only one in this folder]
     #[arg(value_name = "MANIFEST")]
     manifest: Option<PathBuf>,
+    /// The key that the signature must be of [default: ~/.config/volant/signing.pub, when it is of that]
+    #[arg(short, long, value_name = "FILE")]
+    public: Option<PathBuf>,
     /// How the result is written
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -37,12 +44,23 @@ pub fn run(args: Push) -> Result<()> {
         elsewhere,
     } = push::pack(&path)?;
     package.created = created()?;
-    if package.signature.is_none() {
-        eprintln!(
+    let key = key(args.public.as_deref())?;
+    match &package.signature {
+        None => eprintln!(
             "warning: {} is not signed; hosts that require signatures will refuse it. Sign it: fledge sign {}",
             manifest.name,
             path.display()
-        );
+        ),
+        Some(signature) => {
+            let must_be = args.public.is_some();
+            match push::standing(&package.manifest, signature, key.as_ref(), must_be) {
+                Ok(Standing::Verified) => {}
+                Ok(Standing::Unchecked(key)) => {
+                    eprintln!("note: the signature by {key} was not checked: --public FILE");
+                }
+                Err(source) => return Err(PackError::Unfit { path, source }.into()),
+            }
+        }
     }
     for url in elsewhere {
         eprintln!("note: {} stays where it is", url.escape_debug());
@@ -66,6 +84,16 @@ pub fn run(args: Push) -> Result<()> {
         ),
     };
     writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
+}
+
+/// The public key in that file; else the user's own, if there is one.
+pub fn key(given: Option<&Path>) -> Result<Option<PublicKey>> {
+    if let Some(path) = given {
+        return Ok(Some(verify::read_key(path)?));
+    }
+    // One that nobody asked for, and that cannot be read, is none.
+    let own = keys::path(None, "signing.pub").ok();
+    Ok(own.and_then(|path| verify::read_key(&path).ok()))
 }
 
 /// An explicit `oci://`, so that a mistyped path is not taken for a repository of Docker Hub.
