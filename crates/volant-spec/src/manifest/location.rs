@@ -80,7 +80,8 @@ mod tests {
     #[test]
     fn an_artifact_is_on_the_web_a_file_or_beside_its_manifest() {
         use Location::{File, Relative, Web};
-        let cases: [(&str, fn(&'static str) -> Location<'static>); 9] = [
+        type Is = fn(&'static str) -> Location<'static>;
+        let cases: [(&str, Is); 9] = [
             ("https://a.example/i%20x?token=a#b", Web),
             ("http://[::1]:8080/i", Web),
             ("HTTPS://a.example/i", Web),
