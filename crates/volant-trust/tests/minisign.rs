@@ -53,7 +53,12 @@ fn keys_and_signatures_of_minisign_are_read() {
     fs::write(folder.join("file"), BYTES).unwrap();
 
     let public = PublicKey::parse(&read(folder, "a.pub")).unwrap();
-    assert_eq!(read(folder, "a.pub"), public.to_file());
+    // The comment has the key's id, which minisign writes without leading zeros.
+    let key_line = |file: &str| file.lines().last().map(str::to_owned);
+    assert_eq!(
+        key_line(&read(folder, "a.pub")),
+        key_line(&public.to_file())
+    );
     let secret = SecretKeyFile::parse(&read(folder, "a.key")).unwrap();
     assert!(!secret.needs_password());
     assert_eq!(secret.open(None).unwrap().public(), public);

@@ -22,8 +22,8 @@ use serde_json::json;
 /// Bytes of files in the image.
 const CONTENT: u64 = 1_000_000_000;
 const LAYERS: u64 = 3;
-/// The compressor's level, of both.
-const LEVEL: u32 = 15;
+/// The compressor's level, of both: fledge's own.
+const LEVEL: u32 = 9;
 /// The most that fledge may take of the tools' time.
 const RATIO: f64 = 0.8;
 /// The most memory that fledge and its tool may have at their peaks together, in KiB.
