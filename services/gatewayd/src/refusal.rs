@@ -102,10 +102,9 @@ fn kind_of(asked: Asked, code: Code) -> Kind {
             | Asked::Lease => Kind::Unavailable,
         },
         // Cancelled and Unknown are what a call gets whose callee died under it; ours never answer so.
-        Code::Unavailable
-        | Code::Cancelled
-        | Code::Unknown
-        | Code::DeadlineExceeded => Kind::Unavailable,
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded => {
+            Kind::Unavailable
+        }
         Code::Ok
         | Code::Unauthenticated
         | Code::Unimplemented
