@@ -1,6 +1,7 @@
 //! The JSON Schemas of the documents that people write. They are made from the types that read those documents.
 
 use schemars::Schema;
+use serde_json::Value;
 use volant_spec::{Manifest, index::Index};
 
 use crate::recipe::Recipe;
@@ -37,9 +38,24 @@ impl Document {
             Self::Manifest => schemars::schema_for!(Manifest),
             Self::Index => schemars::schema_for!(Index),
         };
+        let schema = sorted(schema.to_value());
         let mut text =
             serde_json::to_string_pretty(&schema).expect("a schema has no keys but texts");
         text.push('\n');
         text
+    }
+}
+
+/// Keys in their order, whichever map serde_json was built with.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.into_iter().collect();
+            entries.sort_by(|one, other| one.0.cmp(&other.0));
+            let entries = entries.into_iter();
+            entries.map(|(key, value)| (key, sorted(value))).collect()
+        }
+        Value::Array(list) => list.into_iter().map(sorted).collect(),
+        other => other,
     }
 }
