@@ -303,7 +303,7 @@ fn the_bus_has_plugins_as_objects() -> Result<()> {
         || {
             Ok(host
                 .sh("cat /root/seen")?
-                .contains("InterfacesAdded")
+                .contains("/com/volantvm/Registry1/plugin/other")
                 .then_some(()))
         },
     )?;
