@@ -4,8 +4,10 @@ use std::{error::Error, path::Path};
 
 const FILES: &[&str] = &[
     "volant/agent/v1/agent.proto",
+    "volant/agent/v1/session.proto",
     "volant/ipam/v1/ipam.proto",
     "volant/registry/v1/registry.proto",
+    "volant/vm/v1/vm.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

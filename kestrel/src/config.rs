@@ -255,7 +255,9 @@ mod tests {
             root: Some(v1::RootFilesystem {
                 serial: "rootfs".into(),
                 format: "erofs".into(),
+                ..v1::RootFilesystem::default()
             }),
+            ..v1::RunConfig::default()
         }
     }
 

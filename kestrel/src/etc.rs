@@ -128,6 +128,7 @@ mod tests {
             }),
             heartbeat_interval_ms: 0,
             root: None,
+            ..v1::RunConfig::default()
         };
         wire.try_into().unwrap()
     }

@@ -288,7 +288,11 @@ impl<K: Kernel, N: Network> Guest<K, N> {
     /// Ends all but the machine. Every step is bounded, and the next one comes whatever became of it.
     async fn end(&self, reason: Reason, mut running: Running) -> Ending {
         if let Some(Exit { code, signal }) = running.exit {
-            let exited = Report::WorkloadExited(v1::WorkloadExited { code, signal });
+            let exited = Report::WorkloadExited(v1::WorkloadExited {
+                code,
+                signal,
+                out_of_memory: false,
+            });
             if let Err(error) = self.host.report(&exited, LAST_WORD_WITHIN).await {
                 console::say(&format!(
                     "the workload ended with {code}; cannot report that: {error}"
@@ -353,6 +357,7 @@ fn hello() -> HelloRequest {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: boot_id.trim().to_owned(),
         uptime_ms: uptime.as_millis().try_into().unwrap_or(u64::MAX),
+        token: Vec::new(),
     }
 }
 

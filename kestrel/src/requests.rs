@@ -75,7 +75,9 @@ pub async fn watch_host(host: Host, asks: mpsc::Sender<Ask>, logs: Arc<Logs>) {
                             let grace = Duration::from_millis(shutdown.grace_ms.into());
                             ask(&asks, Reason::Requested, Some(grace));
                         }
-                        None => logs.say("the host sent a command that this agent does not know"),
+                        Some(Command::SetClock(_)) | None => {
+                            logs.say("the host sent a command that this agent does not know")
+                        }
                     }
                 }
             }

@@ -14,6 +14,7 @@ pub fn measure() -> HeartbeatRequest {
         memory_available_kib: kib(&memory, "MemAvailable:"),
         agent_resident_kib: kib(&read("/proc/self/status"), "VmRSS:"),
         load_centi: load_centi(&read("/proc/loadavg")),
+        ..HeartbeatRequest::default()
     }
 }
 

@@ -274,6 +274,7 @@ async fn the_root_is_entered_before_anything_is_looked_for_in_it() {
         behaviour.config.as_mut().unwrap().root = Some(RootFilesystem {
             serial: "rootfs".to_owned(),
             format: "squashfs".to_owned(),
+            ..RootFilesystem::default()
         });
         let mut world = World::begin(behaviour);
         world.until_the_end().await;
@@ -291,8 +292,7 @@ async fn a_root_that_cannot_be_entered_is_fatal_with_its_cause() {
         let mut behaviour = Behaviour::shell("exit 0");
         behaviour.config.as_mut().unwrap().root = Some(RootFilesystem {
             serial: "rootfs".to_owned(),
-            format: "ext4".to_owned(),
-        });
+            format: "ext4".to_owned(), ..RootFilesystem::default() });
         let mut world = World::begin(behaviour);
         let (facts, reason, _) = world.until_the_end().await;
         assert_eq!(

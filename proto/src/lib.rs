@@ -12,8 +12,17 @@ pub mod agent {
 
         /// The vsock port on which the supervisor listens for its guest's agent (CID 2, the host).
         pub const HOST_PORT: u32 = 1024;
+        /// The vsock port on which the agent listens for sessions of its host (`session.proto`).
+        pub const SESSION_PORT: u32 = 1025;
         /// The protocol that this build speaks; the supervisor refuses another with a clear word.
-        pub const PROTOCOL: u32 = 1;
+        pub const PROTOCOL: u32 = 2;
+    }
+}
+
+/// One VM, served by its supervisor.
+pub mod vm {
+    pub mod v1 {
+        tonic::include_proto!("volant.vm.v1");
     }
 }
 

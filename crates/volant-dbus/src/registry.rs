@@ -27,7 +27,7 @@ pub fn plugin_path(name: &str, version: &str) -> String {
 }
 
 /// A VM's definition, resolved: what its supervisor starts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct VmDefinition {
     pub uuid: String,
     pub name: String,
@@ -55,6 +55,66 @@ pub struct VmDefinition {
     pub kernel: String,
     /// What is in the artifact `rootfs`: `raw`, `squashfs`, `erofs` or `ext4`; empty when there is none.
     pub rootfs_format: String,
+    /// Of the VM's configuration that the rest follows.
+    pub config_version: u64,
+    /// `never`, `on-failure` or `always`.
+    pub restart: String,
+    /// At most one.
+    pub health_check: Vec<HealthCheck>,
+    /// Name, soft and hard limit.
+    pub rlimits: Vec<(String, u64, u64)>,
+    /// The program that becomes PID 1 in the guest; empty: the agent stays it.
+    pub init: String,
+    /// Whether the root's writable layer is a disk that survives: the file `disk.root`, an ext4.
+    pub is_persistent: bool,
+    pub mounts: Vec<Mount>,
+    /// Whether the file `disk.cidata` is a seed for cloud-init.
+    pub has_seed: bool,
+    /// Credentials of the unit that the workload gets: the name, and the variable that has it, too, or nothing.
+    pub secrets: Vec<(String, String)>,
+    /// `bridged` or `vsock`.
+    pub network_mode: String,
+    /// PCI addresses of the host's devices.
+    pub pci: Vec<String>,
+    /// `VENDOR:DEVICE`; what `pci` may be.
+    pub pci_allowlist: Vec<String>,
+    /// `CPUQuota=`, in percent of one CPU; 0: none.
+    pub cpu_quota_percent: u32,
+    /// `CPUWeight=`; 0: systemd's default.
+    pub cpu_weight: u32,
+    /// `IOWeight=`; 0: systemd's default.
+    pub io_weight: u32,
+}
+
+/// How to tell whether a workload does its work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct HealthCheck {
+    /// `http`, `tcp` or `exec`.
+    pub kind: String,
+    /// Of `http`.
+    pub url: String,
+    /// Of `tcp`.
+    pub port: u16,
+    /// Of `exec`.
+    pub command: Vec<String>,
+    pub interval_ms: u32,
+    pub timeout_ms: u32,
+    pub retries: u32,
+    pub start_period_ms: u32,
+}
+
+/// A file system besides the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Mount {
+    pub name: String,
+    /// `disk`: the file `disk.NAME`, the VM's own ext4; `image`: the artifact `disks.NAME` of the plugin, read-only; `share`: a
+    /// directory of the host, read-only.
+    pub kind: String,
+    /// Of a `share`, absolute.
+    pub host_path: String,
+    /// Absolute.
+    pub target: String,
+    pub is_read_only: bool,
 }
 
 #[zbus::proxy(
@@ -63,9 +123,10 @@ pub struct VmDefinition {
     default_path = "/com/volantvm/Registry1"
 )]
 pub trait Manager {
-    /// The definition of the VM whose unit the caller is in, and its artifacts, open for reading: `initramfs`, `rootfs` and
-    /// `kernel`, those that the plugin brings (one of the first two at least). They were verified again just now. Fails
-    /// with `NoSuchVm`, `BeingDeleted`, `ArtifactMissing` or `ArtifactDamaged`.
+    /// The definition of the VM whose unit the caller is in, and its files. Open for reading: `initramfs`, `rootfs`, `kernel` and
+    /// `disks.NAME`, those that the plugin brings (one of the first two at least), verified again just now. Open for reading
+    /// and writing, made when they are missing: `disk.root` and `disk.NAME`, the VM's own; for reading: `disk.cidata`. Fails
+    /// with `NoSuchVm`, `BeingDeleted`, `ArtifactMissing`, `ArtifactDamaged` or `NoDisk`.
     fn open_vm(&self) -> zbus::Result<(VmDefinition, HashMap<String, OwnedFd>)>;
 
     /// The names of the installed plugins.

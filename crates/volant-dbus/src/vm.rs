@@ -1,5 +1,7 @@
 //! `com.volantvm.Vm1`: one VM, served by its supervisor while its unit is active.
 
+use std::collections::HashMap;
+
 /// The path of the one object of a supervisor.
 pub const PATH: &str = "/com/volantvm/Vm1";
 /// What every supervisor's name begins with; a policy lets the supervisors' user own names below it.
@@ -75,6 +77,62 @@ pub trait Vm {
 
     #[zbus(property(emits_changed_signal = "false"))]
     fn memory_available_kib(&self) -> zbus::Result<u64>;
+
+    /// The guest's CPUs stand still.
+    #[zbus(property)]
+    fn paused(&self) -> zbus::Result<bool>;
+
+    /// Of the configuration that this run has.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn config_version(&self) -> zbus::Result<u64>;
+
+    /// What the guest has now; a resize changes it.
+    #[zbus(property)]
+    fn cpu_cores(&self) -> zbus::Result<u32>;
+
+    /// In MiB.
+    #[zbus(property)]
+    fn memory_mb(&self) -> zbus::Result<u32>;
+
+    /// How often the guest was rebooted in this run of the unit.
+    #[zbus(property)]
+    fn reboots(&self) -> zbus::Result<u32>;
+
+    /// How often the agent started the workload again in this boot.
+    #[zbus(property)]
+    fn workload_restarts(&self) -> zbus::Result<u32>;
+
+    /// Empty without a health check; `starting`, `healthy` or `unhealthy`.
+    #[zbus(property)]
+    fn health(&self) -> zbus::Result<String>;
+
+    /// How it ended, once the phase is `ended`: `workload-exited`, `guest-powered-off`, `kernel-panicked`, ...; else empty.
+    #[zbus(property)]
+    fn ended(&self) -> zbus::Result<String>;
+
+    /// The workload's exit code, once it ended by itself; -1 before.
+    #[zbus(property)]
+    fn exit_code(&self) -> zbus::Result<i32>;
+
+    /// Changes when another vmd takes over (`systemctl reload`): counts from 1.
+    #[zbus(property)]
+    fn generation(&self) -> zbus::Result<u32>;
+
+    /// Stops the guest's CPUs. Idempotent.
+    fn pause(&self) -> zbus::Result<()>;
+
+    /// Lets them go on, and sets the guest's clock. Idempotent.
+    fn resume(&self) -> zbus::Result<()>;
+
+    /// Something happened: `booted`, `ready`, `unhealthy`, `healthy`, `workload-restarting`, `rebooting`, `paused`, `resumed`,
+    /// `resized`, `stopping`, `ended`, `reloaded`; when (milliseconds since the epoch); and details by name.
+    #[zbus(signal)]
+    fn happened(
+        &self,
+        what: &str,
+        time_unix_ms: u64,
+        details: HashMap<&str, zbus::Variant<'_>>,
+    ) -> zbus::Result<()>;
 
     /// What the agent itself holds of the guest's memory.
     #[zbus(property(emits_changed_signal = "false"))]

@@ -13,6 +13,7 @@ pub mod resources;
 #[cfg(feature = "schema")]
 pub mod schema;
 pub mod unit;
+pub mod vm_config;
 
 pub use config::Config;
 pub use digest::Digest;
@@ -20,3 +21,4 @@ pub use manifest::Manifest;
 pub use name::Name;
 pub use plugin::PluginRef;
 pub use resources::Resources;
+pub use vm_config::VmConfig;

@@ -84,7 +84,10 @@ impl AgentHostService for FakeHost {
     ) -> Result<Response<HelloResponse>, Status> {
         self.hear(Fact::Hello(request.into_inner()));
         let run_config = Some(self.config.clone()?);
-        Ok(Response::new(HelloResponse { run_config }))
+        Ok(Response::new(HelloResponse {
+            run_config,
+            ..HelloResponse::default()
+        }))
     }
 
     async fn report(
@@ -121,7 +124,9 @@ impl AgentHostService for FakeHost {
             self.hear(Fact::Line(line));
         }
         self.hear(Fact::LogsEnded);
-        Ok(Response::new(SendLogsResponse {}))
+        Ok(Response::new(SendLogsResponse {
+            ..SendLogsResponse::default()
+        }))
     }
 
     type WatchCommandsStream = ReceiverStream<Result<WatchCommandsResponse, Status>>;
@@ -256,6 +261,7 @@ impl Behaviour {
                 }),
                 heartbeat_interval_ms: 100,
                 root: None,
+                ..RunConfig::default()
             }),
             refused_dials: 0,
             reads_late: false,

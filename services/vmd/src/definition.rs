@@ -119,6 +119,7 @@ impl Definition {
                 user: wire.user,
                 stop_signal: wire.stop_signal,
                 stop_grace_ms: wire.stop_grace_ms,
+                ..Workload::default()
             },
         })
     }
@@ -146,7 +147,9 @@ impl Definition {
             root: self.rootfs_format.as_ref().map(|format| RootFilesystem {
                 serial: ROOTFS_SERIAL.to_owned(),
                 format: format.clone(),
+                layer_serial: String::new(),
             }),
+            ..RunConfig::default()
         }
     }
 }
@@ -190,6 +193,9 @@ mod tests {
             stop_grace_ms: 10_000,
             kernel: "vmlinux".to_owned(),
             rootfs_format: "squashfs".to_owned(),
+            restart: "never".to_owned(),
+            network_mode: "bridged".to_owned(),
+            ..VmDefinition::default()
         }
     }
 

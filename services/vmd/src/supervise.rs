@@ -191,6 +191,7 @@ impl Supervisor {
             Fact::WorkloadExited(exit) => Event::WorkloadExited(exit),
             Fact::Fatal(cause) => Event::Fatal(cause),
             Fact::GoingDown(reason) => Event::GoingDown(reason),
+            Fact::Ready | Fact::WorkloadRestarting { .. } | Fact::Health { .. } => return,
             Fact::Heartbeat(heartbeat) => {
                 self.vm.live.send_modify(|live| live.heartbeat = heartbeat);
                 if *self.life.step() == Step::Running {

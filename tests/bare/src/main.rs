@@ -72,6 +72,7 @@ impl Args {
             root: self.rootfs.as_ref().map(|_| RootFilesystem {
                 serial: ROOTFS_SERIAL.to_owned(),
                 format: self.format.clone(),
+                ..RootFilesystem::default()
             }),
             ..RunConfig::default()
         }

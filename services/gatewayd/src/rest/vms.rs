@@ -52,6 +52,8 @@ impl TryFrom<Create> for NewVm {
             cpu_cores: create.cpu_cores,
             memory_mb: create.memory_mb,
             vmm: vmm.to_owned(),
+            config: Vec::new(),
+            secrets: Vec::new(),
         };
         Ok(Self {
             name: vm,

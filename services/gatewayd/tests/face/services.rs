@@ -411,6 +411,41 @@ impl RegistryService for Registry {
         state.vms.remove(&name);
         Ok(Response::new(wire::PurgeVmResponse {}))
     }
+
+    async fn get_vm_config(
+        &self,
+        _: Request<wire::GetVmConfigRequest>,
+    ) -> Result<Response<wire::GetVmConfigResponse>, Status> {
+        Err(Status::unimplemented("get_vm_config"))
+    }
+
+    async fn set_vm_config(
+        &self,
+        _: Request<wire::SetVmConfigRequest>,
+    ) -> Result<Response<wire::SetVmConfigResponse>, Status> {
+        Err(Status::unimplemented("set_vm_config"))
+    }
+
+    async fn list_vm_configs(
+        &self,
+        _: Request<wire::ListVmConfigsRequest>,
+    ) -> Result<Response<wire::ListVmConfigsResponse>, Status> {
+        Err(Status::unimplemented("list_vm_configs"))
+    }
+
+    async fn put_vm_secret(
+        &self,
+        _: Request<wire::PutVmSecretRequest>,
+    ) -> Result<Response<wire::PutVmSecretResponse>, Status> {
+        Err(Status::unimplemented("put_vm_secret"))
+    }
+
+    async fn remove_vm_secret(
+        &self,
+        _: Request<wire::RemoveVmSecretRequest>,
+    ) -> Result<Response<wire::RemoveVmSecretResponse>, Status> {
+        Err(Status::unimplemented("remove_vm_secret"))
+    }
 }
 
 #[derive(Debug)]

@@ -90,6 +90,7 @@ impl State {
             vmm: "auto".to_owned(),
             created_at: "2026-11-20T10:00:00Z".to_owned(),
             deleting,
+            ..wire::Vm::default()
         };
         self.vms.insert(name.to_owned(), vm.clone());
         let lease = ipam::Lease {

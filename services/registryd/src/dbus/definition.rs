@@ -46,6 +46,21 @@ pub(super) fn resolved(open: OpenVm) -> (VmDefinition, HashMap<String, zbus::Own
             .rootfs
             .map(|rootfs| rootfs.format.as_str().to_owned())
             .unwrap_or_default(),
+        config_version: 1,
+        restart: "never".to_owned(),
+        health_check: Vec::new(),
+        rlimits: Vec::new(),
+        init: String::new(),
+        is_persistent: false,
+        mounts: Vec::new(),
+        has_seed: false,
+        secrets: Vec::new(),
+        network_mode: "bridged".to_owned(),
+        pci: Vec::new(),
+        pci_allowlist: Vec::new(),
+        cpu_quota_percent: 0,
+        cpu_weight: 0,
+        io_weight: 0,
     };
     let artifacts = artifacts
         .into_iter()

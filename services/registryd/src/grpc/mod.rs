@@ -289,6 +289,41 @@ impl RegistryService for Face {
         purged.map_err(|e| status::of_vm(&e))?;
         Ok(Response::new(v1::PurgeVmResponse {}))
     }
+
+    async fn get_vm_config(
+        &self,
+        _: Request<v1::GetVmConfigRequest>,
+    ) -> Result<Response<v1::GetVmConfigResponse>, Status> {
+        Err(Status::unimplemented("get_vm_config"))
+    }
+
+    async fn set_vm_config(
+        &self,
+        _: Request<v1::SetVmConfigRequest>,
+    ) -> Result<Response<v1::SetVmConfigResponse>, Status> {
+        Err(Status::unimplemented("set_vm_config"))
+    }
+
+    async fn list_vm_configs(
+        &self,
+        _: Request<v1::ListVmConfigsRequest>,
+    ) -> Result<Response<v1::ListVmConfigsResponse>, Status> {
+        Err(Status::unimplemented("list_vm_configs"))
+    }
+
+    async fn put_vm_secret(
+        &self,
+        _: Request<v1::PutVmSecretRequest>,
+    ) -> Result<Response<v1::PutVmSecretResponse>, Status> {
+        Err(Status::unimplemented("put_vm_secret"))
+    }
+
+    async fn remove_vm_secret(
+        &self,
+        _: Request<v1::RemoveVmSecretRequest>,
+    ) -> Result<Response<v1::RemoveVmSecretResponse>, Status> {
+        Err(Status::unimplemented("remove_vm_secret"))
+    }
 }
 
 impl Face {

@@ -64,6 +64,9 @@ pub(super) fn new_vm(request: &v1::CreateVmRequest) -> Result<NewVm, Status> {
 
 pub(super) fn vm(vm: Vm) -> v1::Vm {
     v1::Vm {
+        config: Vec::new(),
+        config_version: 0,
+        secrets: Vec::new(),
         uuid: vm.uuid,
         name: vm.name,
         plugin: vm.plugin,

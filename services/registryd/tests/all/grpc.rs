@@ -317,6 +317,7 @@ async fn a_vm_that_cannot_be_is_refused_with_the_remedy() {
         cpu_cores: cpu,
         memory_mb: memory,
         vmm: vmm.to_owned(),
+        ..wire::CreateVmRequest::default()
     };
     let cases = [
         (request(Some(0), None, ""), "0 CPUs"),

@@ -177,6 +177,7 @@ impl AgentHostService for Agent {
         .await?;
         Ok(Response::new(HelloResponse {
             run_config: Some(self.0.config.clone()),
+            token: Vec::new(),
         }))
     }
 
@@ -225,7 +226,9 @@ impl AgentHostService for Agent {
     ) -> Result<Response<SendLogsResponse>, Status> {
         self.admit(&request, false)?;
         let mut lines = request.into_inner();
+        let mut taken = 0;
         while let Some(line) = lines.message().await? {
+            taken += 1;
             if line.dropped > 0 {
                 self.0.logs.dropped_in_guest(line.dropped);
             }
@@ -238,7 +241,7 @@ impl AgentHostService for Agent {
             };
             self.0.logs.put(stream, &line.line).await;
         }
-        Ok(Response::new(SendLogsResponse {}))
+        Ok(Response::new(SendLogsResponse { lines: taken }))
     }
 
     type WatchCommandsStream =
@@ -289,6 +292,14 @@ fn fact(report: Report) -> Fact {
             signal: exited.signal,
         }),
         Report::Fatal(fatal) => Fact::Fatal(printable(fatal.cause.as_bytes(), MAX_CAUSE)),
+        Report::Ready(_) => Fact::Ready,
+        Report::WorkloadRestarting(restarting) => Fact::WorkloadRestarting {
+            restarts: restarting.restarts,
+        },
+        Report::HealthChanged(health) => Fact::Health {
+            healthy: health.healthy,
+            detail: printable(health.detail.as_bytes(), MAX_CAUSE),
+        },
         Report::GoingDown(down) => Fact::GoingDown(match down.reason() {
             Reason::Requested => DownReason::Requested,
             Reason::WorkloadExited => DownReason::WorkloadExited,
@@ -296,6 +307,7 @@ fn fact(report: Report) -> Fact {
             Reason::GuestPoweroff | Reason::Unspecified => DownReason::PowerOff,
             Reason::GuestReboot => DownReason::Reboot,
             Reason::Fatal => DownReason::Fatal,
+            Reason::Unhealthy => DownReason::WorkloadExited,
         }),
     }
 }

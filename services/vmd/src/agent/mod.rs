@@ -40,6 +40,15 @@ pub enum Fact {
     WorkloadExited(WorkloadExit),
     Fatal(String),
     GoingDown(DownReason),
+    /// The workload is healthy for the first time in this boot.
+    Ready,
+    WorkloadRestarting {
+        restarts: u32,
+    },
+    Health {
+        healthy: bool,
+        detail: String,
+    },
     Heartbeat(Heartbeat),
 }
 

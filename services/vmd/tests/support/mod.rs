@@ -370,6 +370,7 @@ impl FakeAgent {
             version: "1.2.3".to_owned(),
             boot_id: boot.to_owned(),
             uptime_ms: 300,
+            ..HelloRequest::default()
         };
         Ok(self.0.hello(hello).await?.into_inner())
     }
@@ -385,7 +386,11 @@ impl FakeAgent {
     }
 
     pub async fn exited(&mut self, code: u32, signal: u32) {
-        let exited = Report::WorkloadExited(WorkloadExited { code, signal });
+        let exited = Report::WorkloadExited(WorkloadExited {
+            code,
+            signal,
+            ..WorkloadExited::default()
+        });
         self.report(exited).await.unwrap();
     }
 

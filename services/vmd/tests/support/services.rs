@@ -70,5 +70,8 @@ pub fn definition() -> VmDefinition {
         stop_grace_ms: 10_000,
         kernel: "vmlinux".to_owned(),
         rootfs_format: String::new(),
+        restart: "never".to_owned(),
+        network_mode: "bridged".to_owned(),
+        ..VmDefinition::default()
     }
 }
