@@ -172,6 +172,9 @@ impl<K: Kernel, N: Network> Guest<K, N> {
                 .map_err(GuestError::Root)?,
             None => drop(mount_all(&self.kernel, SCRATCH).map_err(GuestError::Mounts)?),
         }
+        root::mount_volumes(&self.kernel, &config.volumes, &self.logs)
+            .await
+            .map_err(GuestError::Root)?;
         for (name, value) in PARAMETERS {
             if let Err(error) = self.kernel.set_parameter(name, value) {
                 self.logs.say(&format!("cannot set {name}: {error}"));

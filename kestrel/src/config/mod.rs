@@ -1,10 +1,24 @@
-//! The run configuration, parsed: past this file there are no strings to check again.
+//! The run configuration, parsed: past these files there are no strings to check again.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+mod health;
+mod network;
+mod rlimit;
+mod secret;
+mod volume;
+mod workload;
 
-use nix::sys::signal::Signal;
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
 use volant_proto::agent::v1;
 
+pub use self::{
+    health::{HealthConfig, HttpHost, HttpProbe, Probe},
+    network::{Address, Mac, NetworkConfig},
+    rlimit::Rlimit,
+    secret::Secret,
+    volume::{VolumeConfig, VolumeSource},
+    workload::{Restart, WorkloadConfig},
+};
 use crate::root::RootConfig;
 
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
@@ -19,28 +33,13 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Absent: the initramfs is the root.
     pub root: Option<RootConfig>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetworkConfig {
-    pub mac: Mac,
-    pub addresses: Vec<Address>,
-    pub gateways: Vec<IpAddr>,
-    pub dns: Vec<IpAddr>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkloadConfig {
-    pub program: String,
-    pub arguments: Vec<String>,
-    pub env: BTreeMap<String, String>,
-    pub workdir: PathBuf,
-    /// Directories that hold data, absolute.
-    pub volumes: Vec<PathBuf>,
-    /// `USER[:GROUP]`, names or numbers; empty: root.
-    pub user: String,
-    pub stop_signal: Signal,
-    pub stop_grace: Duration,
+    /// What is mounted besides the root, in this order.
+    pub volumes: Vec<VolumeConfig>,
+    /// The program that becomes PID 1 when all is prepared; absent: the agent stays it, and runs the workload.
+    pub init: Option<PathBuf>,
+    pub secrets: Vec<Secret>,
+    /// The host's clock when it answered, since the epoch.
+    pub time: Option<Duration>,
 }
 
 /// What of a run configuration cannot be.
@@ -50,6 +49,10 @@ pub enum ConfigError {
     Missing(&'static str),
     #[error("'{text}' is no {what}")]
     Invalid { what: &'static str, text: String },
+    #[error("two {what} are called '{name}'")]
+    Twice { what: &'static str, name: String },
+    #[error("the secret '{0}' has a zero byte, which no environment variable can hold")]
+    SecretInEnv(String),
 }
 
 fn invalid(what: &'static str, text: impl Into<String>) -> ConfigError {
@@ -83,30 +86,58 @@ impl TryFrom<v1::RunConfig> for Config {
             0 => DEFAULT_HEARTBEAT,
             millis => Duration::from_millis(millis.into()).max(SHORTEST_HEARTBEAT),
         };
+        let init = match config.init.as_str() {
+            "" => None,
+            path if path.starts_with('/') && !path.contains('\0') => Some(PathBuf::from(path)),
+            path => return Err(invalid("absolute path of an init", path)),
+        };
+        let workload = match (config.workload, &init) {
+            (Some(workload), None) => workload,
+            (None, None) => return Err(ConfigError::Missing("workload")),
+            // The init is all that runs; what it runs needs no name.
+            (workload, Some(_)) => with_entrypoint(workload.unwrap_or_default(), config.init),
+        };
         Ok(Self {
             hostname: config.hostname,
             network: config.network.map(NetworkConfig::try_from).transpose()?,
-            workload: config
-                .workload
-                .ok_or(ConfigError::Missing("workload"))?
-                .try_into()?,
+            workload: workload.try_into()?,
             heartbeat,
             root: config.root.map(RootConfig::try_from).transpose()?,
+            volumes: config
+                .volumes
+                .into_iter()
+                .map(VolumeConfig::try_from)
+                .collect::<Result<_, _>>()?,
+            init,
+            secrets: secrets(config.secrets)?,
+            time: (config.time_unix_ns > 0).then(|| Duration::from_nanos(config.time_unix_ns)),
         })
     }
 }
 
-impl TryFrom<v1::NetworkConfig> for NetworkConfig {
-    type Error = ConfigError;
-
-    fn try_from(config: v1::NetworkConfig) -> Result<Self, ConfigError> {
-        Ok(Self {
-            mac: parse("hardware address", &config.mac)?,
-            addresses: parse_all("address with a prefix length", &config.addresses)?,
-            gateways: parse_all("gateway", &config.gateways)?,
-            dns: parse_all("name server", &config.dns)?,
-        })
+fn with_entrypoint(mut workload: v1::Workload, init: String) -> v1::Workload {
+    if workload.entrypoint.is_empty() {
+        workload.entrypoint.push(init);
     }
+    workload
+}
+
+fn secrets(wire: Vec<v1::Secret>) -> Result<Vec<Secret>, ConfigError> {
+    let mut secrets: Vec<Secret> = Vec::with_capacity(wire.len());
+    for secret in wire {
+        let secret = Secret::try_from(secret)?;
+        if secrets.iter().any(|other| other.name == secret.name) {
+            let (what, name) = ("secrets", secret.name);
+            return Err(ConfigError::Twice { what, name });
+        }
+        secrets.push(secret);
+    }
+    Ok(secrets)
+}
+
+/// Whether an environment can have a variable of that name.
+fn is_variable(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0'])
 }
 
 impl TryFrom<v1::RootFilesystem> for RootConfig {
@@ -122,115 +153,15 @@ impl TryFrom<v1::RootFilesystem> for RootConfig {
                 "raw" => None,
                 format => Some(parse("root file system", format)?),
             },
+            layer_serial: Some(root.layer_serial).filter(|serial| !serial.is_empty()),
         })
-    }
-}
-
-impl TryFrom<v1::Workload> for WorkloadConfig {
-    type Error = ConfigError;
-
-    fn try_from(workload: v1::Workload) -> Result<Self, ConfigError> {
-        let mut words = workload.entrypoint.into_iter();
-        let program = words
-            .next()
-            .filter(|program| !program.is_empty())
-            .ok_or(ConfigError::Missing("entrypoint"))?;
-        if let Some(key) = workload
-            .env
-            .keys()
-            .find(|key| key.is_empty() || key.contains(['=', '\0']))
-        {
-            return Err(invalid("name of an environment variable", key));
-        }
-        let workdir = match workload.workdir.as_str() {
-            "" => "/",
-            dir if dir.starts_with('/') => dir,
-            dir => return Err(invalid("absolute working directory", dir)),
-        };
-        if let Some(dir) = workload.volumes.iter().find(|dir| !dir.starts_with('/')) {
-            return Err(invalid("absolute directory of a volume", dir));
-        }
-        if workload.user.contains('\0') {
-            return Err(invalid("user", workload.user));
-        }
-        let stop_signal = match workload.stop_signal.as_str() {
-            "" => Signal::SIGTERM,
-            name => parse("signal", name)?,
-        };
-        Ok(Self {
-            program,
-            arguments: words.collect(),
-            workdir: workdir.into(),
-            volumes: workload.volumes.into_iter().map(PathBuf::from).collect(),
-            user: workload.user,
-            env: workload.env.into_iter().collect(),
-            stop_signal,
-            stop_grace: Duration::from_millis(workload.stop_grace_ms.into()),
-        })
-    }
-}
-
-/// A link's hardware address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Mac(pub [u8; 6]);
-
-impl FromStr for Mac {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut octets = [0; 6];
-        let mut parts = text.split(':');
-        for octet in &mut octets {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or(())?;
-            if !part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                return Err(());
-            }
-            *octet = u8::from_str_radix(part, 16).map_err(|_| ())?;
-        }
-        parts.next().is_none().then_some(Self(octets)).ok_or(())
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-/// An address and how much of it names the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
-    pub ip: IpAddr,
-    pub prefix: u8,
-}
-
-impl FromStr for Address {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (ip, prefix) = text.split_once('/').ok_or(())?;
-        let ip: IpAddr = ip.parse().map_err(|_| ())?;
-        let prefix = prefix.parse().map_err(|_| ())?;
-        let longest = if ip.is_ipv4() { 32 } else { 128 };
-        (prefix <= longest).then_some(Self { ip, prefix }).ok_or(())
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.ip, self.prefix)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::Signal;
+
     use super::*;
     use crate::root::Format;
 
