@@ -17,6 +17,6 @@ pub use emit::{EmitError, Entry, Sink};
 pub use inode::{Content, Inode, Kind, Metadata, Xattrs};
 pub use merge::{Layer, Limits, MergeError, Refusal, merge};
 pub use name::shown;
-pub use read::TarError;
+pub use read::{Entry as TarEntry, Reader as TarReader, TarError, What};
 pub use tree::{Tree, TreeError};
-pub use write::TarSink;
+pub use write::{Records, TarSink};

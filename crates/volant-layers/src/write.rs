@@ -144,10 +144,16 @@ fn put(field: &mut [u8; MAX_NAME], bytes: &[u8]) {
 }
 
 /// The records of an extended header.
-#[derive(Default)]
-struct Records(Vec<u8>);
+#[derive(Clone, Debug, Default)]
+pub struct Records(Vec<u8>);
 
 impl Records {
+    /// The content of the extended header.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     fn number(&mut self, value: u64, most: u64, key: &[u8]) {
         self.add_if(value > most, key, value.to_string().as_bytes());
     }
@@ -158,7 +164,8 @@ impl Records {
         }
     }
 
-    fn add(&mut self, key: &[u8], value: &[u8]) {
+    /// Adds a record; its value may be any bytes.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) {
         // A space, an equals sign and a newline; and the digits of the length, which count themselves.
         let rest = key.len() + value.len() + 3;
         let mut length = rest + 1;

@@ -10,7 +10,7 @@ mod pax;
 mod reader;
 mod sparse;
 
-pub(crate) use reader::{Reader, What};
+pub use reader::{Entry, Reader, What};
 
 use std::io;
 

@@ -47,8 +47,8 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     })
 }
 
-/// The whole seconds at or before a time such as `-12.5`.
-pub(super) fn seconds(text: &[u8]) -> Option<i64> {
+/// A time such as `-12.5`: the whole seconds at or before it, and the nanoseconds after them.
+pub(super) fn time(text: &[u8]) -> Option<(i64, u32)> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(text) => (true, text),
         None => (false, text),
@@ -60,11 +60,20 @@ pub(super) fn seconds(text: &[u8]) -> Option<i64> {
         return None;
     }
     let whole = i64::try_from(decimal(whole)?).ok()?;
-    if negative {
-        let part = i64::from(fraction.iter().any(|digit| *digit != b'0'));
-        (-whole).checked_sub(part)
-    } else {
-        Some(whole)
+    let digit = |place| {
+        fraction
+            .get(place)
+            .map_or(0, |digit| u32::from(digit - b'0'))
+    };
+    let nanos = (0..9).fold(0, |nanos, place| nanos * 10 + digit(place));
+    let is_part = fraction.iter().any(|digit| *digit != b'0');
+    match (negative, is_part) {
+        (false, _) => Some((whole, nanos)),
+        (true, false) => Some((-whole, 0)),
+        (true, true) => Some((
+            (-whole).checked_sub(1)?,
+            (1_000_000_000 - nanos).min(999_999_999),
+        )),
     }
 }
 
@@ -101,20 +110,23 @@ mod tests {
 
     #[test]
     fn times_are_rounded_down() {
-        let cases: [(&[u8], Option<i64>); 10] = [
-            (b"12", Some(12)),
-            (b"12.999", Some(12)),
-            (b"12.", Some(12)),
-            (b"-12", Some(-12)),
-            (b"-12.0", Some(-12)),
-            (b"-12.5", Some(-13)),
+        type Case = (&'static [u8], Option<(i64, u32)>);
+        let cases: [Case; 12] = [
+            (b"12", Some((12, 0))),
+            (b"12.999", Some((12, 999_000_000))),
+            (b"12.0000000019", Some((12, 1))),
+            (b"12.", Some((12, 0))),
+            (b"-12", Some((-12, 0))),
+            (b"-12.0", Some((-12, 0))),
+            (b"-12.25", Some((-13, 750_000_000))),
+            (b"-12.0000000001", Some((-13, 999_999_999))),
             (b"", None),
             (b"1e9", None),
             (b"9223372036854775808", None),
             (b".5", None),
         ];
         for (text, expected) in cases {
-            assert_eq!(seconds(text), expected, "{}", text.escape_ascii());
+            assert_eq!(time(text), expected, "{}", text.escape_ascii());
         }
     }
 }

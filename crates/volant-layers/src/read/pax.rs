@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 
-use super::number::{decimal, seconds};
+use super::number::{decimal, time};
 use crate::Xattrs;
 
 /// What Linux lets an inode have.
@@ -19,7 +19,8 @@ pub(super) struct Pax {
     pub size: Option<u64>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
-    pub mtime: Option<i64>,
+    /// Seconds, and nanoseconds after them.
+    pub mtime: Option<(i64, u32)>,
     pub xattrs: Xattrs,
     pub sparse: Option<SparsePax>,
 }
@@ -62,7 +63,7 @@ impl Pax {
             b"uid" => self.uid = given.then(|| owner(value)).transpose()?,
             b"gid" => self.gid = given.then(|| owner(value)).transpose()?,
             b"mtime" => {
-                let time = || seconds(value).ok_or("has a time that is no number");
+                let time = || time(value).ok_or("has a time that is no number");
                 self.mtime = given.then(time).transpose()?;
             }
             _ if global => {}

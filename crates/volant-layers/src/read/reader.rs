@@ -17,8 +17,10 @@ use crate::{
 const BLOCK: u64 = 512;
 const MAX_PAX: u64 = 1024 * 1024;
 
-/// A stream of entries; what of an entry's content is not read is skipped.
-pub(crate) struct Reader<R> {
+/// A stream of entries; what of an entry's content is not read is skipped. Reading gives the content of the entry that
+/// was given last, holes filled with zeros.
+#[derive(Debug)]
+pub struct Reader<R> {
     input: BufReader<R>,
     /// The bytes that were read, and how many there may be.
     position: u64,
@@ -33,14 +35,19 @@ pub(crate) struct Reader<R> {
     global: Pax,
 }
 
-/// An entry, without its content.
-pub(crate) struct Entry {
+/// An entry, without its content. Its name is as the archive has it: any bytes, and perhaps not inside of anything.
+#[derive(Clone, Debug)]
+pub struct Entry {
     pub name: Vec<u8>,
     pub meta: Metadata,
+    /// Nanoseconds after `meta.mtime`.
+    pub nanos: u32,
     pub what: What,
 }
 
-pub(crate) enum What {
+/// What an entry is.
+#[derive(Clone, Debug)]
+pub enum What {
     Directory,
     /// Of so many bytes, and so many of them not in the archive, as they are zero.
     File {
@@ -74,6 +81,9 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next entry; nothing at the end of the archive.
+    ///
+    /// # Errors
+    /// The stream cannot be read, or is no archive from here on.
     pub fn next(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_content()?;
         let (mut pax, mut name, mut link) = (None, None, None);
@@ -112,7 +122,21 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// Steps over the hole of the content that is next, and gives its length: zero where bytes are next, or nothing.
+    pub fn skip_hole(&mut self) -> u64 {
+        match self.pieces.at(self.at, &mut self.behind) {
+            Next::Zeros(count) => {
+                self.at += count;
+                count
+            }
+            Next::Bytes(_) | Next::End => 0,
+        }
+    }
+
     /// Reads what follows the archive, so that the stream can tell whether it was whole.
+    ///
+    /// # Errors
+    /// The stream cannot be read.
     pub fn drain(&mut self) -> Result<(), TarError> {
         while self.skip(u64::MAX)? > 0 {}
         Ok(())
@@ -199,6 +223,7 @@ impl<R: Read> Reader<R> {
                 .or_else(|| number::field(field).and_then(|id| u32::try_from(id).ok()))
                 .ok_or_else(|| failed("has an owner that is no number below 2^32"))
         };
+        let nanos = pax.mtime.map_or(0, |(_, nanos)| nanos);
         let meta = Metadata {
             mode: number::field(&old.mode)
                 .map(|mode| (mode & 0o7777) as u32)
@@ -207,6 +232,7 @@ impl<R: Read> Reader<R> {
             gid: owner(pax.gid, &old.gid)?,
             mtime: pax
                 .mtime
+                .map(|(seconds, _)| seconds)
                 .or_else(|| number::field(&old.mtime).and_then(|time| i64::try_from(time).ok()))
                 .ok_or_else(|| failed("has a time that is no number"))?,
             xattrs: std::mem::take(&mut pax.xattrs),
@@ -242,7 +268,12 @@ impl<R: Read> Reader<R> {
             b'6' => What::Fifo,
             other => What::Unknown(other),
         };
-        Ok(Entry { name, meta, what })
+        Ok(Entry {
+            name,
+            meta,
+            nanos,
+            what,
+        })
     }
 
     /// Prepares the reading of a file's content; gives its size.
@@ -393,7 +424,6 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// The content of the entry that was given last, holes filled with zeros.
 impl<R: Read> Read for Reader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = |count: u64| {
