@@ -14,7 +14,7 @@ use crate::{cache, say};
 const VHOST_DEVICE_VSOCK: &str = "0.3.0";
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The crates with the programs of the packages.
-const PROGRAMS: &[&str] = &["vmd", "ipamd", "registryd", "gatewayd", "volar", "fledge"];
+const PROGRAMS: &[&str] = &["vmd", "ipamd", "registryd", "gatewayd", "deviced", "volar", "fledge"];
 
 /// The workspace's folder.
 pub fn workspace() -> PathBuf {

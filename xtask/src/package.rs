@@ -86,7 +86,7 @@ pub fn kernel() -> Result<(Kernel, PathBuf)> {
 }
 
 fn volant(programs: &Path, vsock: &Path) -> Result<Vec<Entry>> {
-    let mut entries: Vec<Entry> = ["vmd", "ipamd", "registryd", "gatewayd"]
+    let mut entries: Vec<Entry> = ["vmd", "ipamd", "registryd", "gatewayd", "deviced"]
         .map(|name| (programs.join(name), format!("usr/lib/volant/{name}"), 0o755))
         .into();
     entries.push((programs.join("volar"), "usr/bin/volar".to_owned(), 0o755));

@@ -2,6 +2,7 @@
 //!
 //! The services implement them in their own `dbus.rs`; the structs here are what both sides send.
 
+pub mod devices;
 pub mod ipam;
 pub mod registry;
 pub mod vm;

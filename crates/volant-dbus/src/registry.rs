@@ -129,6 +129,10 @@ pub trait Manager {
     /// with `NoSuchVm`, `BeingDeleted`, `ArtifactMissing`, `ArtifactDamaged` or `NoDisk`.
     fn open_vm(&self) -> zbus::Result<(VmDefinition, HashMap<String, OwnedFd>)>;
 
+    /// The user of a VM's VMM, the PCI addresses of the devices that it is to have, and what they may be (`VENDOR:DEVICE`). For root
+    /// alone, who lends them. Fails with `NoSuchVm` or `BeingDeleted`.
+    fn vm_devices(&self, name: &str) -> zbus::Result<(u32, Vec<String>, Vec<String>)>;
+
     /// The names of the installed plugins.
     #[zbus(property(emits_changed_signal = "false"))]
     fn plugins(&self) -> zbus::Result<Vec<String>>;

@@ -19,6 +19,15 @@ pub struct Config {
     pub network: Network,
     pub vm: VmDefaults,
     pub plugins: Plugins,
+    pub devices: Devices,
+}
+
+/// What of this host may be lent to VMs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Devices {
+    /// PCI addresses (`0000:01:00.0`), or kinds (`VENDOR:DEVICE` in hex, `*` for any device). Empty: none.
+    pub pci: Vec<String>,
 }
 
 /// Where plugins come from, and which are trusted.
