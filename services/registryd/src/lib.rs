@@ -4,6 +4,7 @@
 //! runs: that is systemd's to say.
 
 pub mod dbus;
+pub mod disks;
 mod downloads;
 mod fetch;
 pub mod grpc;
