@@ -61,7 +61,6 @@ pub fn of_install(error: &InstallError) -> Status {
         InstallError::Url { .. }
         | InstallError::Reference(_)
         | InstallError::Manifest(_)
-        | InstallError::Location { .. }
         | InstallError::DeclaredSize { .. } => Code::InvalidArgument,
         // What a server gave is not what was to come.
         InstallError::Size { .. }

@@ -90,7 +90,7 @@ impl Registry {
         if !found("signature", ok, detail) {
             return Ok(false);
         }
-        let manifest = match Manifest::parse(&original.manifest) {
+        let manifest = match Manifest::parse_installed(&original.manifest) {
             Ok(manifest) => manifest,
             Err(error) => return Ok(found("manifest", false, chain(&error))),
         };

@@ -110,6 +110,85 @@ pub struct Devices {
     pub allowlist: Vec<String>,
 }
 
+/// Why devices cannot be asked for so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DevicesError {
+    #[error(
+        "devices.pci has '{}', which is no address as `lspci -D` shows it (0000:01:00.0)",
+        .0.escape_debug()
+    )]
+    Address(String),
+    #[error("devices.pci has '{0}' twice")]
+    Twice(String),
+    #[error(
+        "devices.allowlist has '{}', which is no VENDOR:DEVICE in hex (10de:1eb8, or 10de:* for any device of a vendor)",
+        .0.escape_debug()
+    )]
+    Allowed(String),
+    #[error("devices.{0} has more than {MAX_DEVICES} entries")]
+    TooMany(&'static str),
+}
+
+const MAX_DEVICES: usize = 64;
+
+impl Devices {
+    /// Whether addresses and patterns are ones. What the host has is another matter.
+    ///
+    /// # Errors
+    /// The first that is none.
+    pub fn check(&self) -> Result<(), DevicesError> {
+        for (field, list) in [("pci", &self.pci), ("allowlist", &self.allowlist)] {
+            if list.len() > MAX_DEVICES {
+                return Err(DevicesError::TooMany(field));
+            }
+        }
+        for (at, address) in self.pci.iter().enumerate() {
+            if !is_pci_address(address) {
+                return Err(DevicesError::Address(shortened(address)));
+            }
+            let mut before = self.pci[..at].iter();
+            if before.any(|other| other.eq_ignore_ascii_case(address)) {
+                return Err(DevicesError::Twice(address.clone()));
+            }
+        }
+        match self.allowlist.iter().find(|allowed| !is_allowed(allowed)) {
+            Some(wrong) => Err(DevicesError::Allowed(shortened(wrong))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `DDDD:BB:DD.F`: a domain, a bus, a device of 32 and a function of 8.
+fn is_pci_address(text: &str) -> bool {
+    let parts = || {
+        let (domain, rest) = text.split_once(':')?;
+        let (bus, rest) = rest.split_once(':')?;
+        let (device, function) = rest.split_once('.')?;
+        Some((domain, bus, device, function))
+    };
+    parts().is_some_and(|(domain, bus, device, function)| {
+        is_hex(domain, 4)
+            && is_hex(bus, 2)
+            && is_hex(device, 2)
+            && u8::from_str_radix(device, 16).is_ok_and(|device| device < 32)
+            && matches!(function.as_bytes(), [b'0'..=b'7'])
+    })
+}
+
+fn is_allowed(text: &str) -> bool {
+    text.split_once(':')
+        .is_some_and(|(vendor, device)| is_hex(vendor, 4) && (device == "*" || is_hex(device, 4)))
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// So much of a text as an error needs to show.
+fn shortened(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 /// A request that the workload answers at its `base_url`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

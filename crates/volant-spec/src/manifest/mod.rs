@@ -7,19 +7,28 @@ mod machine;
 mod version;
 mod workload;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Name, Resources};
+use crate::{
+    Name, Resources,
+    vm_config::{
+        Limits, MAX_MOUNTS, RootDisk, VmConfigError, check_init, check_limits, check_size,
+        check_target,
+    },
+};
 
 pub use artifact::{Artifact, Disk, HostKernel, Kernel, Named, Rootfs, RootfsFormat};
+use location::{LocationError, artifact_location};
+
 pub use health::{HealthCheck, HealthError, Probe};
 pub use machine::{
-    Action, CloudInit, Datasource, Devices, Document, Method, Network, NetworkMode, Port, SeedMode,
-    Transport,
+    Action, CloudInit, Datasource, Devices, DevicesError, Document, Method, Network, NetworkMode,
+    Port, SeedMode, Transport,
 };
 pub use version::{MAX_VERSION_LEN, Version};
+pub(crate) use workload::is_user;
 pub use workload::{
     DEFAULT_STOP_GRACE_MS, MAX_STOP_GRACE_MS, Protocol, Restart, STOP_SIGNALS, Workload,
     WorkloadError,
@@ -55,6 +64,10 @@ pub struct Manifest {
     pub network: Option<Network>,
     pub cloud_init: Option<CloudInit>,
     pub devices: Option<Devices>,
+    /// The program that becomes PID 1 in the guest; kestrel stays it when absent.
+    pub init: Option<String>,
+    pub root_disk: Option<RootDisk>,
+    pub limits: Limits,
     pub actions: BTreeMap<String, Action>,
     pub openapi: Option<String>,
     /// Whether it can be used as soon as it is installed.
@@ -97,6 +110,8 @@ struct Written {
     /// What a VM of this plugin gets unless it asks for something else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     resources: Option<Resources>,
+    /// It may be left out where there is an `init`.
+    #[serde(default = "Workload::none", skip_serializing_if = "Workload::is_none")]
     workload: Workload,
     /// As in `workload`; in one of the two places. One with an empty `endpoint` is none.
     #[serde(
@@ -111,6 +126,15 @@ struct Written {
     cloud_init: Option<CloudInit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     devices: Option<Devices>,
+    /// The program of the root that becomes PID 1 in the guest, absolute: `/sbin/init`. kestrel prepares, and runs on beside
+    /// it. Absent: kestrel stays PID 1, and runs the workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    init: Option<String>,
+    /// The disk that keeps what a VM writes to its root; in memory when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    root_disk: Option<RootDisk>,
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    limits: Limits,
     /// By name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     actions: BTreeMap<String, Action>,
@@ -141,10 +165,20 @@ pub enum ManifestConflict {
     BzimageInitramfs,
     #[error("two disks have the name '{0}'")]
     DiskName(Name),
-    #[error("disks.{name}.target '{}' is not an absolute path", .target.escape_debug())]
-    DiskTarget { name: Name, target: String },
     #[error("'health_check' is there twice: at the top and in 'workload'")]
     TwoHealthChecks,
+    #[error("workload.entrypoint names no program, and there is no 'init' either")]
+    NoProgram,
+    #[error("'root_disk' is for a 'rootfs'; without one, the root is in memory")]
+    RootInMemory,
+    #[error("two disks have the target '{}'", .0.escape_debug())]
+    TwoTargets(String),
+    #[error("there are {0} disks; a VM can have {MAX_MOUNTS}")]
+    TooManyDisks(usize),
+    #[error(transparent)]
+    Setting(#[from] VmConfigError),
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
 }
 
 impl TryFrom<Written> for Manifest {
@@ -173,6 +207,9 @@ impl TryFrom<Written> for Manifest {
             network: written.network,
             cloud_init: written.cloud_init,
             devices: written.devices,
+            init: written.init,
+            root_disk: written.root_disk,
+            limits: written.limits,
             actions: written.actions,
             openapi: written.openapi,
             enabled: written.enabled.unwrap_or(true),
@@ -203,6 +240,9 @@ impl From<Manifest> for Written {
             network: manifest.network,
             cloud_init: manifest.cloud_init,
             devices: manifest.devices,
+            init: manifest.init,
+            root_disk: manifest.root_disk,
+            limits: manifest.limits,
             actions: manifest.actions,
             openapi: manifest.openapi,
             enabled: (!manifest.enabled).then_some(false),
@@ -245,6 +285,11 @@ pub enum ManifestError {
     TooLarge(usize),
     #[error("the manifest is not valid")]
     Json(#[source] serde_json::Error),
+    #[error("{field}.url is not valid")]
+    Location {
+        field: String,
+        source: LocationError,
+    },
 }
 
 impl Manifest {
@@ -266,6 +311,9 @@ impl Manifest {
             network: None,
             cloud_init: None,
             devices: None,
+            init: None,
+            root_disk: None,
+            limits: Limits::default(),
             actions: BTreeMap::new(),
             openapi: None,
             enabled: true,
@@ -280,6 +328,22 @@ impl Manifest {
     /// # Errors
     /// Too large, or not valid: the source names the field, line and column.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let manifest = Self::parse_installed(bytes)?;
+        for artifact in manifest.artifacts() {
+            artifact_location(artifact.url).map_err(|source| ManifestError::Location {
+                field: artifact.field.clone(),
+                source,
+            })?;
+        }
+        Ok(manifest)
+    }
+
+    /// Reads the manifest of a plugin that is installed: where its artifacts came from does not matter any more, so it need
+    /// not make sense to this version of Volant.
+    ///
+    /// # Errors
+    /// As [`Manifest::parse`], but for the artifacts' URLs.
+    pub fn parse_installed(bytes: &[u8]) -> Result<Self, ManifestError> {
         if bytes.len() > MAX_BYTES {
             return Err(ManifestError::TooLarge(bytes.len()));
         }
@@ -302,24 +366,17 @@ impl Manifest {
 
     /// What this manifest asks for that no VM can be given by this version of Volant, as its fields.
     #[must_use]
-    pub fn unsupported(&self) -> Vec<&'static str> {
-        let vsock = self
-            .network
-            .as_ref()
-            .is_some_and(|network| network.mode == NetworkMode::Vsock);
-        let devices = self
-            .devices
-            .as_ref()
-            .is_some_and(|devices| !devices.pci.is_empty());
-        [
-            ("disks", !self.disks.is_empty()),
-            ("cloud_init", self.cloud_init.is_some()),
-            ("devices.pci", devices),
-            ("network.mode vsock", vsock),
-        ]
-        .into_iter()
-        .filter_map(|(field, asked)| asked.then_some(field))
-        .collect()
+    pub fn unsupported(&self) -> Vec<String> {
+        let disks = self.disks.iter().filter_map(|disk| {
+            let name = &disk.name;
+            match (disk.readonly, &disk.target) {
+                // All VMs of the plugin share it.
+                (false, _) => Some(format!("disks.{name} without 'readonly'")),
+                (true, None) => Some(format!("disks.{name} without 'target'")),
+                (true, Some(_)) => None,
+            }
+        });
+        disks.collect()
     }
 
     fn check(&self) -> Result<(), ManifestConflict> {
@@ -329,19 +386,43 @@ impl Manifest {
         if self.initramfs.is_some() && self.kernel == Some(Kernel::Host(HostKernel::Bzimage)) {
             return Err(ManifestConflict::BzimageInitramfs);
         }
+        if self.workload.entrypoint.is_empty() && self.init.is_none() {
+            return Err(ManifestConflict::NoProgram);
+        }
+        if self.root_disk.is_some() && self.rootfs.is_none() {
+            return Err(ManifestConflict::RootInMemory);
+        }
+        if let Some(init) = &self.init {
+            check_init(init)?;
+        }
+        if let Some(disk) = self.root_disk {
+            check_size("root_disk.size_mb", disk.size_mb)?;
+        }
+        check_limits(&self.limits)?;
+        if let Some(devices) = &self.devices {
+            devices.check()?;
+        }
+        self.check_disks()
+    }
+
+    fn check_disks(&self) -> Result<(), ManifestConflict> {
+        if self.disks.len() > MAX_MOUNTS {
+            return Err(ManifestConflict::TooManyDisks(self.disks.len()));
+        }
         for (at, disk) in self.disks.iter().enumerate() {
-            if self.disks[..at].iter().any(|other| other.name == disk.name) {
+            let before = &self.disks[..at];
+            if before.iter().any(|other| other.name == disk.name) {
                 return Err(ManifestConflict::DiskName(disk.name.clone()));
             }
-            if let Some(target) = disk
-                .target
-                .as_ref()
-                .filter(|target| !target.starts_with('/'))
+            let Some(target) = &disk.target else {
+                continue;
+            };
+            check_target(&format!("disks.{}.target", disk.name), Path::new(target))?;
+            if before
+                .iter()
+                .any(|other| other.target.as_ref() == Some(target))
             {
-                return Err(ManifestConflict::DiskTarget {
-                    name: disk.name.clone(),
-                    target: target.clone(),
-                });
+                return Err(ManifestConflict::TwoTargets(target.clone()));
             }
         }
         Ok(())

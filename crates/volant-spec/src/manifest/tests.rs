@@ -95,10 +95,7 @@ fn a_full_manifest_is_read_with_the_fields_of_older_ones() {
         manifest.workload.health_check.as_ref().map(|check| &check.probe),
         Some(Probe::Http { url }) if url == "http://127.0.0.1:80/"
     ));
-    assert_eq!(
-        manifest.unsupported(),
-        ["disks", "cloud_init", "devices.pci"]
-    );
+    assert_eq!(manifest.unsupported(), ["disks.data without 'target'"]);
     assert!(!manifest.enabled);
     let again = Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap();
     assert_eq!(again, manifest);
@@ -171,4 +168,118 @@ fn a_huge_manifest_is_not_read() {
         Manifest::parse(&vec![b' '; MAX_BYTES + 1]),
         Err(ManifestError::TooLarge(_))
     ));
+}
+
+#[test]
+fn a_guest_that_is_all_its_inits_needs_no_program() {
+    let mut value = manifest();
+    value["init"] = "/sbin/init".into();
+    for workload in [
+        serde_json::json!({}),
+        serde_json::json!({ "entrypoint": [] }),
+        serde_json::Value::Null,
+    ] {
+        value["workload"] = workload.clone();
+        if workload.is_null() {
+            value.as_object_mut().unwrap().remove("workload");
+        }
+        let read = Manifest::parse(&serde_json::to_vec(&value).unwrap()).unwrap();
+        assert_eq!(read.workload, Workload::none());
+        assert_eq!(read.init.as_deref(), Some("/sbin/init"));
+        let again = Manifest::parse(&serde_json::to_vec(&read).unwrap()).unwrap();
+        assert_eq!(again, read);
+    }
+    value.as_object_mut().unwrap().remove("init");
+    assert!(error(&value).contains("names no program, and there is no 'init'"));
+}
+
+#[test]
+fn what_a_machine_cannot_be_is_refused() {
+    let disk = |name: &str, target: &str| {
+        serde_json::json!({
+            "name": name, "url": "d", "checksum": "12".repeat(32), "readonly": true, "target": target,
+        })
+    };
+    let many: Vec<_> = (0..17)
+        .map(|at| disk(&format!("d{at}"), &format!("/d{at}")))
+        .collect();
+    let cases = [
+        ("init", serde_json::json!("init"), "init 'init'"),
+        (
+            "root_disk",
+            serde_json::json!({ "size_mb": 64 }),
+            "for a 'rootfs'",
+        ),
+        (
+            "limits",
+            serde_json::json!({ "cpu_weight": 0 }),
+            "limits.cpu_weight",
+        ),
+        (
+            "workload",
+            serde_json::json!({ "entrypoint": ["a"], "rlimits": { "files": {} } }),
+            "workload.rlimits has 'files'",
+        ),
+        (
+            "devices",
+            serde_json::json!({ "pci": ["1:2.3"] }),
+            "devices.pci",
+        ),
+        (
+            "disks",
+            serde_json::json!([disk("a", "/a"), disk("b", "/a")]),
+            "the target '/a'",
+        ),
+        (
+            "disks",
+            serde_json::json!([disk("a", "/proc")]),
+            "disks.a.target",
+        ),
+        ("disks", serde_json::json!(many), "there are 17 disks"),
+    ];
+    for (at, value, expected) in cases {
+        let mut changed = manifest();
+        changed[at] = value;
+        let error = error(&changed);
+        assert!(error.contains(expected), "{at}: {error}");
+    }
+    let mut small = manifest();
+    small["rootfs"] = serde_json::json!({ "url": "r", "checksum": "12".repeat(32) });
+    small["root_disk"] = serde_json::json!({ "size_mb": 7 });
+    assert!(error(&small).contains("root_disk.size_mb 7"));
+}
+
+#[test]
+fn a_disk_that_could_be_written_to_makes_no_vm() {
+    let mut value = manifest();
+    let disk = |name: &str, more: serde_json::Value| {
+        let mut disk = serde_json::json!({ "name": name, "url": "d", "checksum": "12".repeat(32) });
+        disk.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        disk
+    };
+    value["disks"] = serde_json::json!([
+        disk("a", serde_json::json!({ "readonly": true, "target": "/a" })),
+        disk("b", serde_json::json!({ "target": "/b" })),
+        disk("c", serde_json::json!({ "readonly": true })),
+    ]);
+    value["cloud_init"] = serde_json::json!({ "user_data": { "content": "x" } });
+    value["devices"] = serde_json::json!({ "pci": ["0000:01:00.0"] });
+    value["network"] = serde_json::json!({ "mode": "vsock" });
+    let read = Manifest::parse(&serde_json::to_vec(&value).unwrap()).unwrap();
+    assert_eq!(
+        read.unsupported(),
+        ["disks.b without 'readonly'", "disks.c without 'target'"]
+    );
+}
+
+#[test]
+fn where_an_artifact_is_matters_until_it_is_installed() {
+    let mut value = manifest();
+    value["initramfs"]["url"] = "app:1.cpio".into();
+    let bytes = serde_json::to_vec(&value).unwrap();
+    let error = Manifest::parse(&bytes).unwrap_err();
+    assert_eq!(error.to_string(), "initramfs.url is not valid");
+    Manifest::parse_installed(&bytes).unwrap();
 }

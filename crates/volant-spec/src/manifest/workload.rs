@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::health::HealthCheck;
+use crate::vm_config::{Rlimit, VmConfigError, check_rlimits};
 
 /// The program that the VM is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +13,8 @@ use super::health::HealthCheck;
 #[serde(deny_unknown_fields, try_from = "UncheckedWorkload")]
 #[cfg_attr(feature = "schema", schemars(!try_from))]
 pub struct Workload {
-    /// The program and its arguments; at least the program.
+    /// The program and its arguments; at least the program, unless the manifest has an `init`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -34,6 +36,9 @@ pub struct Workload {
     /// How to tell whether the program does its work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Resource limits by name: `{"nofile": {"soft": 1024, "hard": 4096}}`; a limit that is absent is none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rlimits: BTreeMap<String, Rlimit>,
     /// Directories that the image declares as holding data, absolute.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<String>,
@@ -76,6 +81,7 @@ pub const STOP_SIGNALS: &[&str] = &[
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UncheckedWorkload {
+    #[serde(default)]
     entrypoint: Vec<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
@@ -85,6 +91,8 @@ struct UncheckedWorkload {
     stop_grace_ms: Option<u32>,
     restart: Option<Restart>,
     health_check: Option<HealthCheck>,
+    #[serde(default)]
+    rlimits: BTreeMap<String, Rlimit>,
     #[serde(default)]
     volumes: Vec<String>,
     #[serde(rename = "type")]
@@ -105,6 +113,7 @@ impl TryFrom<UncheckedWorkload> for Workload {
             stop_grace_ms,
             restart,
             health_check,
+            rlimits,
             volumes,
             protocol,
             base_url,
@@ -118,6 +127,7 @@ impl TryFrom<UncheckedWorkload> for Workload {
             stop_grace_ms,
             restart,
             health_check,
+            rlimits,
             volumes,
             protocol,
             base_url,
@@ -133,8 +143,22 @@ impl Workload {
     /// # Errors
     /// It names no program, or has a NUL character.
     pub fn new(entrypoint: Vec<String>) -> Result<Self, WorkloadError> {
+        if entrypoint.is_empty() {
+            return Err(WorkloadError::Entrypoint);
+        }
         let workload = Self {
             entrypoint,
+            ..Self::none()
+        };
+        workload.check()?;
+        Ok(workload)
+    }
+
+    /// No program: for a guest that is all its init's.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            entrypoint: Vec::new(),
             env: BTreeMap::new(),
             user: None,
             workdir: None,
@@ -142,12 +166,16 @@ impl Workload {
             stop_grace_ms: None,
             restart: None,
             health_check: None,
+            rlimits: BTreeMap::new(),
             volumes: Vec::new(),
             protocol: None,
             base_url: None,
-        };
-        workload.check()?;
-        Ok(workload)
+        }
+    }
+
+    /// Whether nothing is said, not even a program.
+    pub(super) fn is_none(&self) -> bool {
+        *self == Self::none()
     }
 
     /// Checks values that were put together by hand; one that was read from a manifest is valid already.
@@ -155,7 +183,7 @@ impl Workload {
     /// # Errors
     /// The first field that is not valid.
     pub fn check(&self) -> Result<(), WorkloadError> {
-        if self.entrypoint.first().is_none_or(String::is_empty) {
+        if self.entrypoint.first().is_some_and(String::is_empty) {
             return Err(WorkloadError::Entrypoint);
         }
         let mut texts = self
@@ -198,7 +226,7 @@ impl Workload {
         if let Some(url) = self.base_url.as_ref().filter(|url| !is_http_url(url)) {
             return Err(WorkloadError::BaseUrl(url.clone()));
         }
-        Ok(())
+        check_rlimits(&self.rlimits).map_err(WorkloadError::Rlimits)
     }
 }
 
@@ -218,7 +246,7 @@ pub(super) fn is_http_url(url: &str) -> bool {
 }
 
 /// `USER` or `USER:GROUP`, of what passwd files can hold.
-fn is_user(text: &str) -> bool {
+pub(crate) fn is_user(text: &str) -> bool {
     let is_part = |part: &str| {
         (1..=256).contains(&part.len())
             && !part.contains(|c: char| c.is_control() || c.is_whitespace() || c == ':')
@@ -249,4 +277,6 @@ pub enum WorkloadError {
     StopGrace(u32),
     #[error("workload.base_url '{}' is no http:// or https:// URL", .0.escape_debug())]
     BaseUrl(String),
+    #[error("workload.{0}")]
+    Rlimits(VmConfigError),
 }

@@ -14,10 +14,7 @@ use volant_oci::{ReferenceError, RegistryError, registries_conf::RegistriesError
 use volant_spec::{
     Digest, Manifest, PluginRef,
     config::ConfigError,
-    manifest::{
-        ManifestError,
-        location::{LocationError, artifact_location},
-    },
+    manifest::ManifestError,
     plugin::PluginRefError,
 };
 
@@ -117,11 +114,6 @@ pub enum InstallError {
     Pull(#[source] Box<volant_oci::plugin::PluginError>),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    #[error("the manifest is not valid: nobody can tell where the artifact '{artifact}' is")]
-    Location {
-        artifact: String,
-        source: LocationError,
-    },
     #[error("cannot tell which plugins are trusted")]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -258,12 +250,6 @@ impl Registry {
         let trust = self.trust().await?;
         let obtained = self.obtain(source, &trust).await?;
         let manifest = Manifest::parse(&obtained.original.manifest)?;
-        for artifact in manifest.artifacts() {
-            artifact_location(artifact.url).map_err(|source| InstallError::Location {
-                artifact: artifact.field.clone(),
-                source,
-            })?;
-        }
         let digest = Digest::from_bytes(Sha256::digest(&obtained.original.manifest).into());
         obtained.check(&manifest, digest)?;
 

@@ -79,7 +79,7 @@ pub enum VmError {
     )]
     Unsupported {
         plugin: PluginRef,
-        fields: Vec<&'static str>,
+        fields: Vec<String>,
     },
     #[error("the VM '{vm}' cannot have these resources")]
     Resources { vm: Name, source: ResourcesError },
@@ -327,7 +327,7 @@ impl Store {
 
     /// A manifest that was parsed before it was kept; one that no longer parses was changed since.
     fn parse_stored(&self, of: &Name, bytes: &[u8]) -> Result<Manifest, StoreError> {
-        Manifest::parse(bytes)
+        Manifest::parse_installed(bytes)
             .map_err(|error: ManifestError| self.damaged(format!("the manifest of '{of}'"), &error))
     }
 }

@@ -2,9 +2,14 @@
 //!
 //! A field that is absent is the plugin's. registryd keeps every version of it; the newest holds from the next start.
 
+mod check;
+mod effective;
+mod patch;
+mod secret;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     Name,
@@ -12,10 +17,21 @@ use crate::{
     manifest::{CloudInit, Devices, HealthCheck, NetworkMode, Restart},
 };
 
+pub use check::{
+    MAX_CPU_QUOTA_PERCENT, MAX_DISK_MB, MAX_MOUNTS, MAX_WEIGHT, MIN_DISK_MB, RLIMITS, VmConfigError,
+};
+pub(crate) use check::{check_init, check_limits, check_rlimits, check_size, check_target};
+pub use effective::{ConfigConflict, Effective, Image};
+pub use patch::PatchError;
+pub use secret::{MAX_SECRET_BYTES, MAX_SECRETS_BYTES, SecretName, SecretNameError};
+
+/// The largest configuration that is read, in bytes of JSON.
+pub const MAX_BYTES: usize = 256 * 1024;
+
 /// A VM's own configuration. A value that deserialises is valid in itself; unknown fields are refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct VmConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_cores: Option<u32>,
@@ -66,6 +82,51 @@ pub struct VmConfig {
     pub devices: Option<Devices>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+}
+
+/// Why bytes are not a [`VmConfig`].
+#[derive(Debug, thiserror::Error)]
+pub enum ParseError {
+    #[error("the configuration has {0} bytes; at most {MAX_BYTES} are read")]
+    TooLarge(usize),
+    #[error("the configuration is not valid")]
+    Json(#[source] serde_json::Error),
+}
+
+impl VmConfig {
+    /// Reads a configuration from JSON; nothing at all is one that sets nothing.
+    ///
+    /// # Errors
+    /// Too large, or not valid: the source names the field.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        if bytes.len() > MAX_BYTES {
+            return Err(ParseError::TooLarge(bytes.len()));
+        }
+        serde_json::from_slice(bytes).map_err(ParseError::Json)
+    }
+
+    /// As it is kept and sent.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a configuration has no keys but texts")
+    }
+}
+
+impl Serialize for VmConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for VmConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let config = Self::deserialize(deserializer)?;
+        config.check().map_err(serde::de::Error::custom)?;
+        Ok(config)
+    }
 }
 
 /// What the unit's control group allows; systemd's own words.
@@ -143,3 +204,6 @@ pub struct Secret {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;
