@@ -80,6 +80,8 @@ fn spec(folder: &Path, guest: &str, nic: Option<Nic>) -> MachineSpec {
         kernel: File::open(&kernel).unwrap().into(),
         initramfs: Some(File::open(&kernel).unwrap().into()),
         rootfs: None,
+        disks: Vec::new(),
+        shares: Vec::new(),
         nic,
         cid: 5,
         run_dir: folder.to_owned(),

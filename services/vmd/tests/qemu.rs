@@ -105,6 +105,8 @@ async fn launch_with(
         kernel: File::open(&kernel).unwrap().into(),
         initramfs: Some(File::open(&kernel).unwrap().into()),
         rootfs: None,
+        disks: Vec::new(),
+        shares: Vec::new(),
         nic: None,
         cid: 5,
         run_dir: folder.to_owned(),

@@ -82,6 +82,14 @@ impl CloudHypervisor {
         command.args(["--event-monitor", &format!("fd={events_end}")]);
         // Else a power-off and a failed processor end it alike: with code 0 and the same events.
         command.arg("--no-shutdown");
+        let disks: Vec<_> = spec
+            .disks
+            .into_iter()
+            .map(|disk| {
+                let file = inherit(&mut command, disk.file);
+                (disk.serial, file, disk.is_read_only)
+            })
+            .collect();
         let machine = machine(&Plan {
             uuid: &spec.uuid,
             resources: spec.resources,
@@ -90,6 +98,11 @@ impl CloudHypervisor {
                 .initramfs
                 .map(|initramfs| inherit(&mut command, initramfs)),
             rootfs: spec.rootfs.map(|rootfs| inherit(&mut command, rootfs)),
+            disks: disks
+                .iter()
+                .map(|(serial, file, is_read_only)| (serial.as_str(), *file, *is_read_only))
+                .collect(),
+            shares: Vec::new(),
             serial: &serial,
             cid: spec.cid,
             vsock: &spec.vsock,

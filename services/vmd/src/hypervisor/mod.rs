@@ -40,6 +40,9 @@ pub struct MachineSpec {
     pub initramfs: Option<OwnedFd>,
     /// A file system that becomes a read-only disk with the serial number [`ROOTFS_SERIAL`]; other machines may have it too.
     pub rootfs: Option<OwnedFd>,
+    /// In the order in which the guest has them, after the root.
+    pub disks: Vec<DiskSpec>,
+    pub shares: Vec<ShareSpec>,
     /// Absent: no network.
     pub nic: Option<Nic>,
     /// The guest's vsock context id.
@@ -48,6 +51,67 @@ pub struct MachineSpec {
     pub run_dir: PathBuf,
     /// See the module's head.
     pub vsock: PathBuf,
+}
+
+/// The longest serial number of a virtio disk, in bytes.
+pub const LONGEST_SERIAL: usize = 20;
+
+/// A raw disk besides the root.
+#[derive(Debug)]
+pub struct DiskSpec {
+    /// How the guest finds it: letters, digits and `-`, at most [`LONGEST_SERIAL`]. No other disk of the machine has it.
+    pub serial: String,
+    /// Open as it is used. A VMM opens it again by `/proc/self/fd/N`.
+    pub file: OwnedFd,
+    /// If it is not, no other machine has this disk as long as this one runs: the VMM holds a lock, and does not start without.
+    pub is_read_only: bool,
+}
+
+/// A directory of the host that the guest reads by virtiofs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareSpec {
+    /// How the guest finds it: letters, digits and `-`, at most 36.
+    pub tag: String,
+    /// Absolute, and readable for the user that the VMM runs as.
+    pub path: PathBuf,
+}
+
+impl MachineSpec {
+    /// The same machine once more, with descriptors of its own.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let clone = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        let nic = match &self.nic {
+            Some(nic) => Some(Nic {
+                tap: nic.tap.try_clone()?,
+                mac: nic.mac.clone(),
+            }),
+            None => None,
+        };
+        let disk = |disk: &DiskSpec| {
+            Ok(DiskSpec {
+                serial: disk.serial.clone(),
+                file: disk.file.try_clone()?,
+                is_read_only: disk.is_read_only,
+            })
+        };
+        Ok(Self {
+            name: self.name.clone(),
+            uuid: self.uuid.clone(),
+            resources: self.resources,
+            kernel: self.kernel.try_clone()?,
+            initramfs: clone(&self.initramfs)?,
+            rootfs: clone(&self.rootfs)?,
+            disks: self.disks.iter().map(disk).collect::<io::Result<_>>()?,
+            shares: self.shares.clone(),
+            nic,
+            cid: self.cid,
+            run_dir: self.run_dir.clone(),
+            vsock: self.vsock.clone(),
+        })
+    }
 }
 
 /// A network card and its tap.

@@ -21,7 +21,7 @@ use tokio::{
 use volant_service::{TscSample, inherit};
 
 use self::{
-    arguments::{Plan, arguments},
+    arguments::{Disk, Plan, arguments},
     vsock::Vsock,
 };
 use super::{
@@ -86,6 +86,14 @@ impl Qemu {
         let nic = spec
             .nic
             .map(|nic| (inherit(&mut command, nic.tap), nic.mac));
+        let disks: Vec<_> = spec
+            .disks
+            .into_iter()
+            .map(|disk| {
+                let file = inherit(&mut command, disk.file);
+                (disk.serial, file, disk.is_read_only)
+            })
+            .collect();
         let plan = Plan {
             name: &spec.name,
             uuid: &spec.uuid,
@@ -97,6 +105,15 @@ impl Qemu {
                 .initramfs
                 .map(|initramfs| inherit(&mut command, initramfs)),
             rootfs: spec.rootfs.map(|rootfs| inherit(&mut command, rootfs)),
+            disks: disks
+                .iter()
+                .map(|(serial, file, is_read_only)| Disk {
+                    serial,
+                    file: *file,
+                    is_read_only: *is_read_only,
+                })
+                .collect(),
+            shares: Vec::new(),
             console: inherit(&mut command, console_end),
             monitor: inherit(&mut command, monitor_end),
             vsock: inherit(&mut command, vsock),

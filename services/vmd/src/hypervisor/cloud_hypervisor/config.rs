@@ -15,6 +15,10 @@ pub(super) struct Plan<'a> {
     pub kernel: RawFd,
     pub initramfs: Option<RawFd>,
     pub rootfs: Option<RawFd>,
+    /// Serial number, descriptor, and whether it is read only.
+    pub disks: Vec<(&'a str, RawFd, bool)>,
+    /// Tag, and the socket of its virtiofsd.
+    pub shares: Vec<(&'a str, &'a Path)>,
     pub serial: &'a Path,
     pub cid: u32,
     pub vsock: &'a Path,
@@ -41,17 +45,30 @@ pub(super) fn machine(plan: &Plan) -> Value {
     if let Some(initramfs) = plan.initramfs {
         machine["payload"]["initramfs"] = json!(format!("/proc/self/fd/{initramfs}"));
     }
-    if let Some(rootfs) = plan.rootfs {
-        // Said to be raw, never guessed: what the image begins with is not ours.
-        machine["disks"] = json!([{
-            "id": "rootfs",
-            "path": format!("/proc/self/fd/{rootfs}"),
-            "serial": ROOTFS_SERIAL,
-            "readonly": true,
-            "image_type": "Raw",
-        }]);
+    let root = plan.rootfs.map(|rootfs| (ROOTFS_SERIAL, rootfs, true));
+    let disks: Vec<Value> = root.iter().chain(&plan.disks).map(disk).collect();
+    if !disks.is_empty() {
+        machine["disks"] = Value::Array(disks);
+    }
+    if !plan.shares.is_empty() {
+        let share = |(tag, socket): &(&str, &Path)| {
+            json!({ "id": tag, "tag": tag, "socket": socket, "num_queues": 1, "queue_size": 512 })
+        };
+        machine["fs"] = plan.shares.iter().map(share).collect();
     }
     machine
+}
+
+/// Said to be raw, never guessed: what the image begins with is not ours. It is locked as it is used: alone where it is
+/// written, with others where it is read.
+fn disk((serial, file, is_read_only): &(&str, RawFd, bool)) -> Value {
+    json!({
+        "id": serial,
+        "path": format!("/proc/self/fd/{file}"),
+        "serial": serial,
+        "readonly": is_read_only,
+        "image_type": "Raw",
+    })
 }
 
 /// The body of `vm.add-net`, whose tap goes along as a descriptor: one queue in, one out.
@@ -71,6 +88,8 @@ mod tests {
             kernel: 10,
             initramfs: Some(11),
             rootfs: None,
+            disks: Vec::new(),
+            shares: Vec::new(),
             serial: Path::new("/run/web/serial.sock"),
             cid: 7,
             vsock: Path::new("/run/web/vsock"),
@@ -93,9 +112,11 @@ mod tests {
             told.pointer("/net").is_none(),
             "a tap goes by vm.add-net alone"
         );
-        assert!(told.pointer("/disks").is_none());
+        assert!(told.pointer("/disks").is_none() && told.pointer("/fs").is_none());
 
         plan.rootfs = Some(12);
+        plan.disks = vec![("vol-0", 13, false), ("img-1", 14, true)];
+        plan.shares = vec![("share-2", Path::new("/run/web/share-2.sock"))];
         plan.initramfs = None;
         let told = machine(&plan);
         for (pointer, expected) in [
@@ -103,6 +124,12 @@ mod tests {
             ("/disks/0/serial", json!("rootfs")),
             ("/disks/0/readonly", json!(true)),
             ("/disks/0/image_type", json!("Raw")),
+            ("/disks/1/path", json!("/proc/self/fd/13")),
+            ("/disks/1/serial", json!("vol-0")),
+            ("/disks/1/readonly", json!(false)),
+            ("/disks/2/readonly", json!(true)),
+            ("/fs/0/tag", json!("share-2")),
+            ("/fs/0/socket", json!("/run/web/share-2.sock")),
         ] {
             assert_eq!(told.pointer(pointer), Some(&expected), "{pointer}");
         }

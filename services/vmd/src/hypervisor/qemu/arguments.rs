@@ -21,10 +21,27 @@ pub(super) struct Plan<'a> {
     pub kernel: RawFd,
     pub initramfs: Option<RawFd>,
     pub rootfs: Option<RawFd>,
+    pub disks: Vec<Disk<'a>>,
+    pub shares: Vec<Share<'a>>,
     pub console: RawFd,
     pub monitor: RawFd,
     pub vsock: RawFd,
     pub nic: Option<(RawFd, &'a str)>,
+}
+
+/// A disk besides the root.
+#[derive(Debug)]
+pub(super) struct Disk<'a> {
+    pub serial: &'a str,
+    pub file: RawFd,
+    pub is_read_only: bool,
+}
+
+/// A virtiofs, and the connection to its virtiofsd.
+#[derive(Debug)]
+pub(super) struct Share<'a> {
+    pub tag: &'a str,
+    pub connection: RawFd,
 }
 
 /// The guest kernel's command line.
@@ -88,17 +105,27 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
     );
     add("-device", "virtio-rng-device".to_owned());
     if let Some(rootfs) = plan.rootfs {
-        // Said to be raw, never guessed: what the image begins with is not ours. Other machines read it too: no locks.
-        add(
-            "-blockdev",
-            format!(
-                "driver=raw,node-name=rootfs,read-only=on,file.driver=file,file.filename=/proc/self/fd/{rootfs},\
-                 file.locking=off,file.aio=threads"
-            ),
-        );
+        let disk = Disk {
+            serial: ROOTFS_SERIAL,
+            file: rootfs,
+            is_read_only: true,
+        };
+        add("-blockdev", block_device(&disk));
+        add("-device", virtio_disk(&disk));
+    }
+    for disk in &plan.disks {
+        add("-blockdev", block_device(disk));
+        add("-device", virtio_disk(disk));
+    }
+    for (number, share) in plan.shares.iter().enumerate() {
+        let connection = share.connection;
+        add("-chardev", format!("socket,id=share{number},fd={connection}"));
         add(
             "-device",
-            format!("virtio-blk-device,drive=rootfs,serial={ROOTFS_SERIAL}"),
+            format!(
+                "vhost-user-fs-device,chardev=share{number},tag={},queue-size=512",
+                share.tag
+            ),
         );
     }
     if let Some((tap, mac)) = plan.nic {
@@ -115,6 +142,26 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
         arguments.push(flag.to_owned());
     }
     arguments
+}
+
+/// Said to be raw, never guessed: what the disk begins with is not ours. What is only read may be other machines' too, and has
+/// no lock; what is written is locked, so that no second machine writes to it. What the guest discards is given back to the
+/// host.
+fn block_device(disk: &Disk) -> String {
+    let (serial, file) = (disk.serial, disk.file);
+    let access = if disk.is_read_only {
+        "read-only=on,file.locking=off"
+    } else {
+        "read-only=off,discard=unmap,file.locking=on"
+    };
+    format!(
+        "driver=raw,node-name={serial},{access},file.driver=file,file.filename=/proc/self/fd/{file},file.aio=threads"
+    )
+}
+
+fn virtio_disk(disk: &Disk) -> String {
+    let serial = disk.serial;
+    format!("virtio-blk-device,drive={serial},serial={serial}")
 }
 
 #[cfg(test)]
@@ -136,6 +183,8 @@ mod tests {
             kernel: 10,
             initramfs: Some(11),
             rootfs: None,
+            disks: Vec::new(),
+            shares: Vec::new(),
             console: 12,
             monitor: 13,
             vsock: 14,
@@ -184,13 +233,44 @@ mod tests {
         plan.initramfs = None;
         let text = arguments(&plan).join(" ");
         for part in [
-            "-blockdev driver=raw,node-name=rootfs,read-only=on,file.driver=file,file.filename=/proc/self/fd/16,\
-             file.locking=off,file.aio=threads",
+            "-blockdev driver=raw,node-name=rootfs,read-only=on,file.locking=off,file.driver=file,\
+             file.filename=/proc/self/fd/16,file.aio=threads",
             "-device virtio-blk-device,drive=rootfs,serial=rootfs",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("-initrd"), "{text}");
+    }
+
+    #[test]
+    fn disks_follow_the_root_and_those_that_are_written_are_locked() {
+        let name = "web".parse().unwrap();
+        let mut plan = plan(&name, Accel::Kvm, None, None);
+        plan.rootfs = Some(16);
+        plan.disks = vec![
+            Disk {
+                serial: "vol-0",
+                file: 17,
+                is_read_only: false,
+            },
+            Disk {
+                serial: "img-1",
+                file: 18,
+                is_read_only: true,
+            },
+        ];
+        plan.shares = vec![Share {
+            tag: "share-2",
+            connection: 19,
+        }];
+        let text = arguments(&plan).join(" ");
+        let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part}: {text}"));
+        let root = at("drive=rootfs,serial=rootfs");
+        let first = at("drive=vol-0,serial=vol-0");
+        assert!(root < first && first < at("drive=img-1,serial=img-1"));
+        at("node-name=vol-0,read-only=off,discard=unmap,file.locking=on,file.driver=file,file.filename=/proc/self/fd/17,");
+        at("node-name=img-1,read-only=on,file.locking=off,file.driver=file,file.filename=/proc/self/fd/18,");
+        at("-chardev socket,id=share0,fd=19 -device vhost-user-fs-device,chardev=share0,tag=share-2,");
     }
 
     #[test]
