@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use ipnet::Ipv4Net;
@@ -138,8 +138,55 @@ pub struct VmDefaults {
     pub bzimage: PathBuf,
     /// The boot initramfs: it brings up the root file system of plugins that have one.
     pub initramfs: PathBuf,
+    /// What the agent checks file systems with, an initramfs too: for VMs that have disks of their own.
+    pub tools: PathBuf,
+    /// VMs may share directories of the host that are these or below them. Empty: none.
+    pub share_paths: Vec<SharePath>,
     /// Seconds from the VMM's start to the agent's first call; 1 to 600.
     pub boot_timeout_sec: BootTimeout,
+}
+
+impl VmDefaults {
+    /// Whether VMs may share `path`, as it is written.
+    #[must_use]
+    pub fn may_share(&self, path: &Path) -> bool {
+        is_plain(path)
+            && self
+                .share_paths
+                .iter()
+                .any(|allowed| path.starts_with(&allowed.0))
+    }
+}
+
+/// An absolute path without `..`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "PathBuf", into = "PathBuf")]
+pub struct SharePath(PathBuf);
+
+impl TryFrom<PathBuf> for SharePath {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        if is_plain(&path) {
+            Ok(Self(path))
+        } else {
+            let path = path.display().to_string();
+            let path = path.escape_debug();
+            Err(format!("'{path}' is no absolute path without '..'"))
+        }
+    }
+}
+
+impl From<SharePath> for PathBuf {
+    fn from(path: SharePath) -> Self {
+        path.0
+    }
+}
+
+fn is_plain(path: &Path) -> bool {
+    let mut parts = path.components();
+    path.is_absolute()
+        && parts.all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
 /// The virtual machine monitor that runs a VM.
@@ -197,6 +244,8 @@ impl Default for VmDefaults {
             kernel: PathBuf::from("/usr/lib/volant/kernel/vmlinux"),
             bzimage: PathBuf::from("/usr/lib/volant/kernel/bzImage"),
             initramfs: PathBuf::from("/usr/lib/volant/kernel/initramfs.cpio"),
+            tools: PathBuf::from("/usr/lib/volant/kernel/tools.cpio"),
+            share_paths: Vec::new(),
             boot_timeout_sec: BootTimeout(60),
         }
     }
@@ -371,6 +420,7 @@ mod tests {
             ("[network]\nsubnet = '10.0.0.0/31'", "8 to 30"),
             ("[vm]\nvmm = 'xen'", "unknown variant `xen`"),
             ("[vm]\nboot_timeout_sec = 0", "1 to 600"),
+            ("[vm]\nshare_paths = ['/srv/../etc']", "no absolute path"),
             ("[plugins]\nsignatures = 'maybe'", "unknown variant `maybe`"),
             (
                 "[plugins]\nindexes = ['ftp://x']",
@@ -381,5 +431,22 @@ mod tests {
             let error = toml::from_str::<Config>(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn directories_are_shared_only_below_those_that_the_host_allows() {
+        let config: Config = toml::from_str("[vm]\nshare_paths = ['/srv', '/data/x/']").unwrap();
+        for (path, allowed) in [
+            ("/srv", true),
+            ("/srv/a/b", true),
+            ("/data/x", true),
+            ("/srvx", false),
+            ("/data", false),
+            ("/srv/../etc", false),
+            ("srv", false),
+        ] {
+            assert_eq!(config.vm.may_share(Path::new(path)), allowed, "{path}");
+        }
+        assert!(!Config::default().vm.may_share(Path::new("/srv")));
     }
 }

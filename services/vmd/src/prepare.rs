@@ -13,6 +13,7 @@ use zbus::{Connection, DBusError};
 
 use crate::{
     definition::{Definition, DefinitionError, Kernel},
+    disks::{Disks, DisksError},
     ended::{EXIT_UNDEFINED, EXIT_UNPREPARED},
 };
 
@@ -30,6 +31,7 @@ pub struct Prepared {
     pub rootfs: Option<OwnedFd>,
     /// There when the definition says that the plugin brings it; else it is the host's.
     pub kernel: Option<OwnedFd>,
+    pub disks: Disks,
     pub attachment: Attachment,
     pub tap: OwnedFd,
 }
@@ -43,6 +45,8 @@ pub enum PrepareError {
     Registry { name: Name, source: zbus::Error },
     #[error(transparent)]
     Definition(#[from] DefinitionError),
+    #[error("the disks of VM '{name}' cannot be used")]
+    Disks { name: Name, source: DisksError },
     #[error("the registry gave no {kind} for VM '{name}'")]
     NoArtifact { name: Name, kind: &'static str },
     #[error("cannot attach VM '{name}' to the network")]
@@ -54,7 +58,10 @@ impl PrepareError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Refused { .. } | Self::Definition(_) | Self::NoArtifact { .. } => EXIT_UNDEFINED,
+            Self::Refused { .. }
+            | Self::Definition(_)
+            | Self::Disks { .. }
+            | Self::NoArtifact { .. } => EXIT_UNDEFINED,
             Self::Registry { .. } | Self::Attach { .. } => EXIT_UNPREPARED,
         }
     }
@@ -66,6 +73,11 @@ impl PrepareError {
 /// One of them cannot be asked, or has nothing for this VM.
 pub async fn prepare(name: &Name, bus: &Connection) -> Result<Prepared, PrepareError> {
     let (definition, mut artifacts) = open_vm(name, bus).await?;
+    let taken = Disks::take(&definition, &mut artifacts);
+    let disks = taken.map_err(|source| PrepareError::Disks {
+        name: name.clone(),
+        source,
+    })?;
     let definition = Definition::parse(name, definition)?;
     let mut artifact = |kind: &'static str, is_needed: bool| {
         let given = artifacts.remove(kind).map(OwnedFd::from);
@@ -94,6 +106,7 @@ pub async fn prepare(name: &Name, bus: &Connection) -> Result<Prepared, PrepareE
         initramfs,
         rootfs,
         kernel,
+        disks,
         attachment,
         tap: tap.into(),
     })
