@@ -12,7 +12,11 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{kernel::Kernel, mounts::Mount, root::Disk};
+use crate::{
+    kernel::{Kernel, Owner},
+    mounts::Mount,
+    root::Disk,
+};
 
 #[derive(Clone, Debug, Default)]
 pub struct FakeKernel(Arc<Mutex<Inner>>);
@@ -22,6 +26,7 @@ struct Inner {
     calls: Vec<String>,
     failures: Vec<(String, Errno)>,
     disks: Vec<(Disk, Vec<u8>)>,
+    held: Vec<String>,
 }
 
 impl FakeKernel {
@@ -40,6 +45,11 @@ impl FakeKernel {
             serial: serial.to_owned(),
         };
         self.0.lock().unwrap().disks.push((disk, head.to_vec()));
+    }
+
+    /// An ext4 that is mounted somewhere.
+    pub fn holds(&self, disk: &str) {
+        self.0.lock().unwrap().held.push(disk.to_owned());
     }
 
     pub fn calls(&self) -> Vec<String> {
@@ -73,6 +83,31 @@ impl Kernel for FakeKernel {
 
     fn copy_owner(&self, from: &str, to: &str) -> io::Result<()> {
         Ok(self.call(format!("owner {from} to {to}"))?)
+    }
+
+    fn make_dirs(&self, path: &Path) -> io::Result<()> {
+        Ok(self.call(format!("mkdirs {}", path.display()))?)
+    }
+
+    fn owner(&self, _: &Path) -> io::Result<Owner> {
+        Ok(Owner {
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+        })
+    }
+
+    fn adopt_if_new(&self, path: &Path, _: Owner) -> io::Result<()> {
+        Ok(self.call(format!("adopt {}", path.display()))?)
+    }
+
+    fn grow(&self, disk: &str, target: &str) -> io::Result<Option<u64>> {
+        self.call(format!("grow {disk} at {target}"))?;
+        Ok(None)
+    }
+
+    fn held_disks(&self) -> Vec<String> {
+        self.0.lock().unwrap().held.clone()
     }
 
     fn disks(&self) -> io::Result<Vec<Disk>> {

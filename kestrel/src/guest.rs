@@ -166,6 +166,15 @@ impl<K: Kernel, N: Network> Guest<K, N> {
             config.heartbeat,
             Arc::clone(&self.logs),
         ));
+        root::check(
+            &self.kernel,
+            &root::E2fsck::new(Arc::clone(reaper)),
+            config.root.as_ref(),
+            &config.volumes,
+            &self.logs,
+        )
+        .await
+        .map_err(GuestError::Root)?;
         match &config.root {
             Some(root) => root::enter(&self.kernel, root, &self.logs)
                 .await

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, Permissions},
     io::{self, Read as _},
+    os::fd::AsRawFd as _,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::Path,
 };
@@ -23,11 +24,22 @@ use nix::{
 use crate::{
     console,
     mounts::Mount,
-    root::{Disk, HEAD, sweep},
+    root::{Disk, HEAD, ext4_bytes, is_new, sweep},
 };
 
 /// `RAMFS_MAGIC` of `linux/magic.h`.
 const RAMFS: FsType = FsType(0x8584_58f6);
+
+/// `_IOW('f', 16, __u64)` of `linux/ext4.h`.
+const EXT4_IOC_RESIZE_FS: nix::libc::Ioctl = 0x4008_6610;
+
+/// Whose a folder is, and who may do what in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+    pub mode: u32,
+}
 
 /// What only PID 1 of a machine should do.
 pub trait Kernel: Clone + Send + 'static {
@@ -50,6 +62,31 @@ pub trait Kernel: Clone + Send + 'static {
     /// # Errors
     /// The system's.
     fn copy_owner(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Makes a folder, and those above it, where there are none.
+    ///
+    /// # Errors
+    /// The system's.
+    fn make_dirs(&self, path: &Path) -> io::Result<()>;
+
+    /// # Errors
+    /// The system's.
+    fn owner(&self, path: &Path) -> io::Result<Owner>;
+
+    /// Gives the folder of a file system that has nothing yet its owner.
+    ///
+    /// # Errors
+    /// The system's.
+    fn adopt_if_new(&self, path: &Path, owner: Owner) -> io::Result<()>;
+
+    /// Grows the ext4 of a disk (`vda`), mounted on `target`, if there is more disk. Tells the bytes that it has then.
+    ///
+    /// # Errors
+    /// The system's.
+    fn grow(&self, disk: &str, target: &str) -> io::Result<Option<u64>>;
+
+    /// The disks (`vda`) with an ext4 that is mounted somewhere, if only below an overlay.
+    fn held_disks(&self) -> Vec<String>;
 
     /// The virtio disks that there are now.
     ///
@@ -161,6 +198,54 @@ impl Kernel for Linux {
         let meta = fs::metadata(from)?;
         chown(to, Some(meta.uid()), Some(meta.gid()))?;
         fs::set_permissions(to, meta.permissions())
+    }
+
+    fn make_dirs(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn owner(&self, path: &Path) -> io::Result<Owner> {
+        let meta = fs::metadata(path)?;
+        Ok(Owner {
+            uid: meta.uid(),
+            gid: meta.gid(),
+            mode: meta.mode() & 0o7777,
+        })
+    }
+
+    fn adopt_if_new(&self, path: &Path, owner: Owner) -> io::Result<()> {
+        if !is_new(path)? {
+            return Ok(());
+        }
+        chown(path, Some(owner.uid), Some(owner.gid))?;
+        fs::set_permissions(path, Permissions::from_mode(owner.mode))
+    }
+
+    fn grow(&self, disk: &str, target: &str) -> io::Result<Option<u64>> {
+        let (block, has) = ext4_bytes(&self.head(&format!("/dev/{disk}"))?)?;
+        let sectors = fs::read_to_string(format!("/sys/class/block/{disk}/size"))?;
+        let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
+        let blocks = sectors.saturating_mul(512) / block;
+        if blocks * block <= has {
+            return Ok(None);
+        }
+        let folder = File::open(target)?;
+        // SAFETY: the request reads one number of 64 bits, which outlives the call.
+        #[allow(unsafe_code, reason = "an ioctl of ext4 that no crate has")]
+        let grown =
+            unsafe { nix::libc::ioctl(folder.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
+        Errno::result(grown)?;
+        Ok(Some(blocks * block))
+    }
+
+    fn held_disks(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir("/sys/fs/ext4") else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| Path::new("/sys/class/block").join(name).exists())
+            .collect()
     }
 
     fn disks(&self) -> io::Result<Vec<Disk>> {

@@ -32,7 +32,7 @@ pub use crate::{
     config::{Address, Mac, NetworkConfig},
     guest::{Guest, GuestError},
     host::{Host, HostError},
-    kernel::{Ending, Kernel, Linux, end_machine},
+    kernel::{Ending, Kernel, Linux, Owner, end_machine},
     life::{Ask, Reason},
     logs::Logs,
     mounts::{Mount, MountError},

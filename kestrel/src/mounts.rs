@@ -46,7 +46,7 @@ impl<'a> Mount<'a> {
     }
 }
 
-const TAME: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+pub const TAME: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 const SAFE: MsFlags = TAME.union(MsFlags::MS_NOEXEC);
 const TERMINALS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
 
@@ -237,6 +237,33 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     plain
 }
 
+/// Where the disks below an overlay are mounted once more at the very end: it is there, and nobody needs what it hides then.
+const LAST: &str = "/dev";
+
+/// Makes the disks read-only that no path leads to, as an overlay has them: else they are not closed properly, and need their
+/// journal at the next start.
+fn close_disks(kernel: &impl Kernel) -> Vec<MountError> {
+    let mut failed = Vec::new();
+    for disk in kernel.held_disks() {
+        let device = format!("/dev/{disk}");
+        let mount = Mount {
+            source: &device,
+            ..Mount::new("ext4", LAST, MsFlags::empty(), "")
+        };
+        let closed = kernel.mount(&mount).and_then(|()| {
+            let closed = kernel.remount_read_only(Path::new(LAST));
+            kernel.unmount(Path::new(LAST)).and(closed)
+        });
+        if let Err(errno) = closed {
+            failed.push(MountError::ReadOnly {
+                target: device,
+                source: errno.into(),
+            });
+        }
+    }
+    failed
+}
+
 /// Writes out and releases all that `mounts` (`/proc/self/mounts`) names. Goes on after a failure and returns all of them.
 pub fn release_all(kernel: &impl Kernel, mounts: &[u8]) -> Vec<MountError> {
     kernel.sync();
@@ -262,6 +289,7 @@ pub fn release_all(kernel: &impl Kernel, mounts: &[u8]) -> Vec<MountError> {
             });
         }
     }
+    failed.extend(close_disks(kernel));
     failed
 }
 
@@ -372,6 +400,27 @@ mod tests {
             [Release::ReadOnly("/".into())]
         );
         assert_eq!(release_plan(b"\xff\xfe\n \n  \nx \\77 "), []);
+    }
+
+    #[test]
+    fn a_disk_below_an_overlay_is_closed_last() {
+        let kernel = FakeKernel::default();
+        kernel.holds("vdb");
+        kernel.holds("vdc");
+        kernel.fail("mount ext4 /dev/vdb", Errno::EBUSY);
+        let failed = release_all(&kernel, b"overlay / overlay rw 0 0\n");
+        assert_eq!(failed[0].to_string(), "cannot make /dev/vdb read-only");
+        assert_eq!(
+            kernel.calls(),
+            [
+                "sync",
+                "read-only /",
+                "mount ext4 /dev/vdb on /dev  ''",
+                "mount ext4 /dev/vdc on /dev  ''",
+                "read-only /dev",
+                "umount /dev",
+            ]
+        );
     }
 
     #[test]

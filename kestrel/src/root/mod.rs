@@ -1,13 +1,17 @@
-//! The way from the boot initramfs into a plugin's own root: a read-only image below, memory above.
+//! The way from the boot initramfs into a plugin's own root: a read-only image below, memory or a disk above.
 //!
 //! ```text
-//! disk with the serial number ── mounted read-only ──┐
-//! tmpfs (at most half of the memory): upper, work ───┴─▶ overlay ──▶ "/" of this process and of all that it starts
+//! disk with the serial number ────────── mounted read-only ──┐
+//! tmpfs (at most half of the memory), or another disk with ──┴─▶ overlay ──▶ "/" of this process and of all that it starts
+//! its own serial number: upper, work
 //! ```
 //! The image is whatever the plugin's author made of it: it may lack folders, or have something else in their place.
 
+mod check;
+mod ext4;
 mod format;
 mod sweep;
+mod volumes;
 
 use std::{io, time::Duration};
 
@@ -15,11 +19,13 @@ use nix::{errno::Errno, mount::MsFlags};
 use tokio::time::{Instant, sleep};
 
 pub use self::{
+    check::{E2fsck, check},
+    ext4::ext4_bytes,
     format::{Format, HEAD},
     sweep::sweep,
+    volumes::{is_new, mount_volumes},
 };
 use crate::{
-    config::VolumeConfig,
     kernel::Kernel,
     logs::Logs,
     mounts::{Mount, MountError, mount_one},
@@ -31,12 +37,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 const BASE: &str = "/.kestrel";
 const IMAGE: &str = "/.kestrel/image";
-const MEMORY: &str = "/.kestrel/memory";
-const UPPER: &str = "/.kestrel/memory/upper";
-const WORK: &str = "/.kestrel/memory/work";
+const LAYER: &str = "/.kestrel/layer";
+const UPPER: &str = "/.kestrel/layer/upper";
+const WORK: &str = "/.kestrel/layer/work";
 const ROOT: &str = "/.kestrel/root";
 /// `redirect_dir` lets a folder of the image be renamed, `xino` gives the whole root one device number.
-const OVERLAY: &str = "lowerdir=/.kestrel/image,upperdir=/.kestrel/memory/upper,workdir=/.kestrel/memory/work,redirect_dir=on,xino=auto";
+const OVERLAY: &str = "lowerdir=/.kestrel/image,upperdir=/.kestrel/layer/upper,workdir=/.kestrel/layer/work,redirect_dir=on,xino=auto";
 
 /// Mounted already, with what is below them. `/run` and `/tmp` are the image's: it may have made folders there for its user.
 const MOVED: &[&str] = &["/dev", "/proc", "/sys"];
@@ -89,6 +95,31 @@ pub enum RootError {
         format: Format,
         source: io::Error,
     },
+    #[error("cannot mount the ext4 of {what} on {device}")]
+    Disk {
+        what: String,
+        device: String,
+        source: io::Error,
+    },
+    #[error("cannot check the file system of {what} on {device}")]
+    Check {
+        what: String,
+        device: String,
+        source: io::Error,
+    },
+    #[error(
+        "the file system of {what} on {device} is damaged beyond what can be repaired by itself: {words}; repair it with \
+         e2fsck on the host, while the VM is stopped"
+    )]
+    Damaged {
+        what: String,
+        device: String,
+        words: String,
+    },
+    #[error("cannot mount the volume '{name}'")]
+    Volume { name: String, source: Box<Self> },
+    #[error("cannot mount the host's directory")]
+    Share(#[source] io::Error),
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error("cannot {act} {path}")]
@@ -111,7 +142,11 @@ pub async fn enter(
     let disk = find(kernel, &wanted.serial).await?;
     let device = format!("/dev/{}", disk.name);
     let format = examine(kernel, &device, wanted.format)?;
-    stack(kernel, &device, format)?;
+    let layer = match &wanted.layer_serial {
+        Some(serial) => Some(find(kernel, serial).await?),
+        None => None,
+    };
+    stack(kernel, (&device, format), layer.as_ref(), logs)?;
     for path in MOVED {
         let target = format!("{ROOT}{path}");
         kernel
@@ -130,18 +165,6 @@ pub async fn enter(
     for (path, mode) in EXPECTED {
         make_dir(kernel, path, *mode)?;
     }
-    Ok(())
-}
-
-/// Mounts the volumes, in their order.
-///
-/// # Errors
-/// One cannot be mounted; the ones before it are.
-pub async fn mount_volumes(
-    _kernel: &impl Kernel,
-    _volumes: &[VolumeConfig],
-    _logs: &Logs,
-) -> Result<(), RootError> {
     Ok(())
 }
 
@@ -210,8 +233,13 @@ fn examine(
     }
 }
 
-/// Mounts the overlay of image and memory on [`ROOT`].
-fn stack(kernel: &impl Kernel, device: &str, format: Format) -> Result<(), RootError> {
+/// Mounts the overlay of image and layer on [`ROOT`].
+fn stack(
+    kernel: &impl Kernel,
+    (device, format): (&str, Format),
+    layer: Option<&Disk>,
+    logs: &Logs,
+) -> Result<(), RootError> {
     for path in [BASE, IMAGE] {
         make_dir(kernel, path, 0o755)?;
     }
@@ -228,23 +256,33 @@ fn stack(kernel: &impl Kernel, device: &str, format: Format) -> Result<(), RootE
         format,
         source: errno.into(),
     })?;
-    // Without a size, a tmpfs takes half of the memory at most.
-    mount_one(
-        kernel,
-        &Mount::new("tmpfs", MEMORY, MsFlags::empty(), "mode=0755"),
-    )?;
-    make_dir(kernel, UPPER, 0o755)?;
+    match layer {
+        Some(disk) => {
+            make_dir(kernel, LAYER, 0o755)?;
+            ext4::mount_own(kernel, disk, LAYER, "the root's layer", logs)?;
+        }
+        // Without a size, a tmpfs takes half of the memory at most.
+        None => mount_one(
+            kernel,
+            &Mount::new("tmpfs", LAYER, MsFlags::empty(), "mode=0755"),
+        )?,
+    }
     make_dir(kernel, WORK, 0o755)?;
-    // The root folder shows the owner and the mode of the upper one.
-    kernel
-        .copy_owner(IMAGE, UPPER)
-        .map_err(step("give its owner to", UPPER))?;
+    match kernel.make_dir(UPPER, 0o755) {
+        // The root folder shows the owner and the mode of the upper one: at first the image's.
+        Ok(()) => kernel
+            .copy_owner(IMAGE, UPPER)
+            .map_err(step("give its owner to", UPPER))?,
+        // As the guest left it.
+        Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(failed("make the folder", UPPER)(errno)),
+    }
     mount_one(
         kernel,
         &Mount::new("overlay", ROOT, MsFlags::empty(), OVERLAY),
     )?;
     // The overlay holds both by itself: so nobody sees them, and nothing else need be unmounted at the end.
-    for path in [IMAGE, MEMORY] {
+    for path in [IMAGE, LAYER] {
         kernel
             .unmount(path.as_ref())
             .map_err(failed("unmount", path))?;
@@ -304,15 +342,15 @@ mod tests {
                 "mkdir /.kestrel 755",
                 "mkdir /.kestrel/image 755",
                 "mount squashfs /dev/vdb on /.kestrel/image MS_RDONLY ''",
-                "mkdir /.kestrel/memory 755",
-                "mount tmpfs on /.kestrel/memory  'mode=0755'",
-                "mkdir /.kestrel/memory/upper 755",
-                "mkdir /.kestrel/memory/work 755",
-                "owner /.kestrel/image to /.kestrel/memory/upper",
+                "mkdir /.kestrel/layer 755",
+                "mount tmpfs on /.kestrel/layer  'mode=0755'",
+                "mkdir /.kestrel/layer/work 755",
+                "mkdir /.kestrel/layer/upper 755",
+                "owner /.kestrel/image to /.kestrel/layer/upper",
                 "mkdir /.kestrel/root 755",
                 &format!("mount overlay on /.kestrel/root  '{OVERLAY}'"),
                 "umount /.kestrel/image",
-                "umount /.kestrel/memory",
+                "umount /.kestrel/layer",
                 "mount point /.kestrel/root/dev",
                 "move /dev to /.kestrel/root/dev",
                 "mount point /.kestrel/root/proc",
@@ -326,6 +364,53 @@ mod tests {
                 "mkdir /tmp 1777",
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_layer_is_the_disk_with_its_serial_number_and_keeps_the_roots_owner() {
+        let kernel = FakeKernel::default();
+        kernel.has_disk("vda", "vol-0", b"");
+        kernel.has_disk("vdb", "rootfs", b"hsqs");
+        kernel.has_disk("vdc", "layer", b"");
+        let wanted = RootConfig {
+            layer_serial: Some("layer".to_owned()),
+            ..config(None)
+        };
+        enter(&kernel, &wanted, &Logs::default()).await.unwrap();
+        let calls = kernel.calls();
+        let layer = "mount ext4 /dev/vdc on /.kestrel/layer MS_NODEV 'discard,errors=remount-ro'";
+        let at = calls.iter().position(|call| call == layer).unwrap();
+        assert_eq!(
+            calls[at + 1..at + 5],
+            [
+                "grow vdc at /.kestrel/layer",
+                "mkdir /.kestrel/layer/work 755",
+                "mkdir /.kestrel/layer/upper 755",
+                "owner /.kestrel/image to /.kestrel/layer/upper",
+            ]
+        );
+        assert!(!calls.iter().any(|call| call.starts_with("mount tmpfs")));
+
+        let again = FakeKernel::default();
+        again.has_disk("vda", "rootfs", b"hsqs");
+        again.has_disk("vdb", "layer", b"");
+        again.fail("mkdir /.kestrel/layer/upper", Errno::EEXIST);
+        enter(&again, &wanted, &Logs::default()).await.unwrap();
+        assert!(!again.calls().iter().any(|call| call.starts_with("owner")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_mounted_when_the_layer_is_not_there() {
+        let kernel = FakeKernel::default();
+        kernel.has_disk("vda", "rootfs", b"hsqs");
+        let wanted = RootConfig {
+            layer_serial: Some("layer".to_owned()),
+            ..config(None)
+        };
+        let entered = enter(&kernel, &wanted, &Logs::default()).await;
+        let error = entered.unwrap_err().to_string();
+        assert!(error.contains("serial number 'layer'"), "{error}");
+        assert_eq!(kernel.calls(), [""; 0]);
     }
 
     #[tokio::test]

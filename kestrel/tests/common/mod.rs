@@ -17,7 +17,7 @@ use std::{
 
 use kestrel::{
     Ask, Disk, Ending, Guest, GuestError, Host, Kernel, Linux, Logs, Mount, Network, NetworkConfig,
-    NetworkError,
+    NetworkError, Owner,
 };
 use nix::{
     errno::Errno,
@@ -168,6 +168,25 @@ impl Kernel for FakeKernel {
     }
     fn copy_owner(&self, _: &str, _: &str) -> io::Result<()> {
         Ok(())
+    }
+    fn make_dirs(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+    fn owner(&self, _: &Path) -> io::Result<Owner> {
+        Ok(Owner {
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+        })
+    }
+    fn adopt_if_new(&self, _: &Path, _: Owner) -> io::Result<()> {
+        Ok(())
+    }
+    fn grow(&self, _: &str, _: &str) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+    fn held_disks(&self) -> Vec<String> {
+        Vec::new()
     }
     fn disks(&self) -> io::Result<Vec<Disk>> {
         Ok(vec![Disk {
