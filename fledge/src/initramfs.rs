@@ -60,6 +60,25 @@ pub fn boot(kestrel: &[u8]) -> Result<Vec<u8>, ArchiveError> {
     write(&tree, &[], Vec::new(), &Cancel::default(), &mut |_| ()).map(|written| written.out)
 }
 
+/// `e2fsck` alone, not compressed: what is appended to the initramfs of a VM with file systems of its own.
+///
+/// # Errors
+/// It has 4 GiB or more.
+pub fn tools(e2fsck: &[u8]) -> Result<Vec<u8>, ArchiveError> {
+    let mut tree = Tree::new();
+    for (path, inode) in [
+        ("/.kestrel", Inode::directory(0o755)),
+        (
+            "/.kestrel/e2fsck",
+            Inode::file(0o755, Content::Bytes(e2fsck.to_vec())),
+        ),
+    ] {
+        tree.insert(Path::new(path), inode)
+            .expect("nothing else is there");
+    }
+    write(&tree, &[], Vec::new(), &Cancel::default(), &mut |_| ()).map(|written| written.out)
+}
+
 /// Writes the tree, merged from `layers` and more, as a cpio archive; `progress` is called with the bytes of
 /// files that were read since the last call.
 ///

@@ -18,6 +18,8 @@ use crate::{
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Of Debian's package e2fsck-static.
+const E2FSCK: &str = "/sbin/e2fsck.static";
 
 /// A file of a package: where it comes from, where it goes, its mode.
 type Entry = (PathBuf, String, u32);
@@ -60,7 +62,7 @@ pub fn build() -> Result<Packages> {
     )?;
     make(
         "volant-kernel",
-        &volant_kernel(&kernel, &kestrel),
+        &volant_kernel(&kernel, &kestrel, &tools()?),
         &[("@SOURCE_VERSION@", &kernel.source_version)],
     )?;
     for path in packed {
@@ -83,6 +85,15 @@ pub fn kernel() -> Result<(Kernel, PathBuf)> {
     let agent = fs::read(&kestrel).with_context(|| format!("cannot read {}", kestrel.display()))?;
     let boot = fledge::initramfs::boot(&agent).context("cannot make the boot initramfs")?;
     Ok((kernel::build(&boot)?, kestrel))
+}
+
+/// Makes the archive of what guests check file systems with; gives its path.
+fn tools() -> Result<PathBuf> {
+    let e2fsck = fs::read(E2FSCK).with_context(|| format!("cannot read {E2FSCK}"))?;
+    let archive = fledge::initramfs::tools(&e2fsck).context("cannot pack e2fsck")?;
+    let path = folder().join("tools.cpio");
+    fs::write(&path, archive).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 fn volant(programs: &Path, vsock: &Path) -> Result<Vec<Entry>> {
@@ -139,8 +150,13 @@ fn unit_path(name: &str) -> Option<String> {
     Some(format!("{folder}/{name}"))
 }
 
-fn volant_kernel(kernel: &Kernel, kestrel: &Path) -> Vec<Entry> {
+fn volant_kernel(kernel: &Kernel, kestrel: &Path, tools: &Path) -> Vec<Entry> {
     vec![
+        (
+            tools.to_owned(),
+            "usr/lib/volant/kernel/tools.cpio".to_owned(),
+            0o644,
+        ),
         (
             kernel.vmlinux.clone(),
             "usr/lib/volant/kernel/vmlinux".to_owned(),
