@@ -13,6 +13,7 @@
 //! | 75 | the host could not prepare the VM: see [`crate::prepare`] |
 //! | 76 | `out-of-memory` |
 //! | 77 | `reboot-loop` |
+//! | 79 | `unhealthy` |
 //! | 78 | the VM is not defined, or not validly: see [`crate::prepare`] |
 //!
 //! A workload may exit with one of these codes too; the journal's `VOLANT_ENDED` always tells them apart. Not so systemd,
@@ -36,6 +37,32 @@ pub struct WorkloadExit {
     pub code: u8,
     /// 0 where no signal ended it.
     pub signal: u32,
+    /// The guest's kernel killed it, or a process of it, for want of memory.
+    pub out_of_memory: bool,
+}
+
+impl WorkloadExit {
+    #[must_use]
+    pub fn new(code: u8, signal: u32) -> Self {
+        Self {
+            code,
+            signal,
+            out_of_memory: false,
+        }
+    }
+}
+
+impl fmt::Display for WorkloadExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.signal {
+            0 => write!(f, "exited with code {}", self.code)?,
+            signal => write!(f, "was killed by signal {signal}")?,
+        }
+        if self.out_of_memory {
+            f.write_str("; the guest had no memory left: give it more, or let it need less")?;
+        }
+        Ok(())
+    }
 }
 
 /// How a VM ended.
@@ -67,6 +94,10 @@ pub enum Ended {
     },
     AgentSilent {
         seconds: u64,
+    },
+    /// The workload's health check failed, and it is not started again.
+    Unhealthy {
+        detail: String,
     },
     VmmMissing {
         cause: String,
@@ -124,6 +155,7 @@ impl Ended {
             Self::NoWorkload { .. } => ("no-workload", "85b073e894084e2aa8a30ecf8bf8e8bd", 72),
             Self::AgentFatal { .. } => ("agent-fatal", "65483d9a873c4576b06e8bf638261d29", 73),
             Self::AgentSilent { .. } => ("agent-silent", "88aed1486e62470288820e846ad019ff", 74),
+            Self::Unhealthy { .. } => ("unhealthy", "d9ecfea4a1f24f3797e4cbd1e3f13ab5", 79),
             Self::OutOfMemory => ("out-of-memory", "6bbe58d0f53342f3b0743685563a8449", 76),
             Self::RebootLoop { .. } => ("reboot-loop", "d8d027e03de140fc913080b5c7a82371", 77),
         }
@@ -134,12 +166,11 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stopped(rung) => write!(f, "stopped: {}", rung.as_past()),
-            Self::Workload(WorkloadExit { code, signal: 0 }) => {
-                write!(f, "the workload exited with code {code}")
+            Self::Workload(exit) => write!(f, "the workload {exit}"),
+            Self::Unhealthy { detail } if detail.is_empty() => {
+                f.write_str("the workload is not healthy")
             }
-            Self::Workload(WorkloadExit { signal, .. }) => {
-                write!(f, "the workload was killed by signal {signal}")
-            }
+            Self::Unhealthy { detail } => write!(f, "the workload is not healthy: {detail}"),
             Self::GuestPowerOff => f.write_str("the guest powered off"),
             Self::RebootLoop { reboots, seconds } => write!(
                 f,
@@ -202,7 +233,8 @@ mod tests {
         let cause = || "why".to_owned();
         vec![
             Ended::Stopped(Rung::Agent),
-            Ended::Workload(WorkloadExit { code: 3, signal: 0 }),
+            Ended::Workload(WorkloadExit::new(3, 0)),
+            Ended::Unhealthy { detail: cause() },
             Ended::GuestPowerOff,
             Ended::RebootLoop {
                 reboots: 6,
@@ -245,12 +277,9 @@ mod tests {
             let wanted = matches!(ended, Ended::Stopped(_) | Ended::GuestPowerOff);
             assert_eq!(ended.exit_code() == 0, wanted, "{ended:?}");
         }
-        let done = Ended::Workload(WorkloadExit { code: 0, signal: 0 });
+        let done = Ended::Workload(WorkloadExit::new(0, 0));
         assert_eq!(done.exit_code(), 0);
-        let killed = Ended::Workload(WorkloadExit {
-            code: 137,
-            signal: 9,
-        });
+        let killed = Ended::Workload(WorkloadExit::new(137, 9));
         assert_eq!(killed.exit_code(), 137);
         assert_eq!(killed.to_string(), "the workload was killed by signal 9");
     }
@@ -271,7 +300,7 @@ mod tests {
             (255, 255),
         ];
         for (code, expected) in cases {
-            let ended = Ended::Workload(WorkloadExit { code, signal: 0 });
+            let ended = Ended::Workload(WorkloadExit::new(code, 0));
             assert_eq!(ended.exit_code(), expected, "{code}");
             let told = format!("the workload exited with code {code}");
             assert_eq!(ended.to_string(), told);

@@ -1,12 +1,12 @@
 //! What a VM is like now: published by the supervisor, shown on the bus and in `STATUS=`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use volant_dbus::ipam::Attachment;
 
 use crate::{
     agent::Heartbeat,
     definition::{self, Definition},
+    ended::Ended,
+    happening::now_unix_ms,
     life::{Life, Rung, Step},
 };
 
@@ -30,6 +30,20 @@ pub struct Live {
     pub agent_version: String,
     pub ready_since_unix_ms: u64,
     pub heartbeat: Heartbeat,
+    pub paused: bool,
+    pub config_version: u64,
+    pub cpu_cores: u32,
+    pub memory_mb: u32,
+    pub reboots: u32,
+    pub workload_restarts: u32,
+    /// Empty without a health check; `starting`, `healthy`, `unhealthy`.
+    pub health: &'static str,
+    /// How it ended; empty before.
+    pub ended: &'static str,
+    /// The workload's, once it ended by itself.
+    pub exit_code: Option<u8>,
+    /// Counts the supervisors of this run.
+    pub generation: u32,
 }
 
 impl Live {
@@ -45,6 +59,15 @@ impl Live {
             address: definition::address(attachment).to_owned(),
             mac: attachment.mac.clone(),
             cid: attachment.cid,
+            config_version: definition.config_version,
+            cpu_cores: definition.resources.cpu_cores,
+            memory_mb: definition.resources.memory_mb,
+            health: if definition.has_health_check() {
+                "starting"
+            } else {
+                ""
+            },
+            generation: 1,
             ..Self::default()
         }
     }
@@ -53,17 +76,36 @@ impl Live {
     pub fn show(&mut self, life: &Life) {
         self.phase = life.phase();
         self.status = self.line(life);
-        if matches!(life.step(), Step::Ended(_)) {
+        self.paused = *life.step() == Step::Paused;
+        self.reboots = life.rebooted();
+        if let Step::Ended(ended) = life.step() {
             self.vmm_pid = 0;
             self.workload_pid = 0;
+            self.ended = ended.name();
+            if let Ended::Workload(exit) = ended {
+                self.exit_code = Some(exit.code);
+            }
         }
     }
 
     pub fn ready_now(&mut self) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        self.ready_since_unix_ms = since.map_or(0, |since| {
-            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-        });
+        self.ready_since_unix_ms = now_unix_ms();
+    }
+
+    /// What the health check says now.
+    pub fn set_health(&mut self, healthy: bool) {
+        if !self.health.is_empty() {
+            self.health = if healthy { "healthy" } else { "unhealthy" };
+        }
+    }
+
+    /// The guest boots anew.
+    pub fn boots(&mut self) {
+        self.workload_pid = 0;
+        self.workload_restarts = 0;
+        if !self.health.is_empty() {
+            self.health = "starting";
+        }
     }
 
     fn line(&self, life: &Life) -> String {
@@ -77,6 +119,7 @@ impl Live {
                 "running: {}, {vmm}, workload pid {}",
                 self.address, self.workload_pid
             ),
+            Step::Paused => format!("paused: {}, {vmm}", self.address),
             Step::Stopping(Rung::Guest) => "stopping: the guest goes down by itself".to_owned(),
             Step::Stopping(Rung::Agent) => {
                 format!(

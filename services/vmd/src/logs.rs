@@ -16,6 +16,7 @@ use tokio::{
 use crate::{
     bucket::{Bucket, Rate},
     ended::Ended,
+    happening::Happening,
     journal::Journal,
     text::{MAX_LINE, printable},
 };
@@ -29,6 +30,8 @@ const OVERHEAD: u32 = 64;
 /// A guest that had so many lines dropped is held back for [`PAUSE`], so that it does not eat the host's time.
 const DROPS_A_PAUSE: u64 = 256;
 const PAUSE: Duration = Duration::from_millis(20);
+/// What the supervisor waits for a journal that is behind.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bytes and lines that a guest may write.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +103,10 @@ enum Item {
     Note {
         priority: &'static str,
         text: String,
+    },
+    Happened {
+        happening: Happening,
+        message_id: &'static str,
     },
     Ended(Ended),
     /// Nothing that comes later is written.
@@ -184,6 +191,18 @@ impl Logs {
         let priority = "4";
         // A full queue means that the journal is behind, which the writer tells.
         let _ = self.items.try_send(Item::Note { priority, text });
+    }
+
+    /// Says what happened, where that has a message. Waits a little for a journal that is behind, and gives up then.
+    pub async fn happened(&self, happening: Happening) {
+        let Some(message_id) = happening.message_id else {
+            return;
+        };
+        let item = Item::Happened {
+            happening,
+            message_id,
+        };
+        let _ = tokio::time::timeout(PATIENCE, self.send(item)).await;
     }
 
     /// Says how the VM ended.
@@ -317,6 +336,16 @@ async fn entry(journal: &Journal, labels: &Labels, item: &Item) -> bool {
             ("PRIORITY", *priority),
             ("SYSLOG_IDENTIFIER", "vmd"),
         ]),
+        Item::Happened {
+            happening,
+            message_id,
+        } => fields.extend([
+            ("MESSAGE", happening.text.as_str()),
+            ("PRIORITY", happening.priority),
+            ("SYSLOG_IDENTIFIER", "vmd"),
+            ("MESSAGE_ID", *message_id),
+            ("VOLANT_EVENT", happening.what),
+        ]),
         Item::Finish => return true,
         Item::Ended(ended) => {
             text = ended.to_string();
@@ -325,8 +354,12 @@ async fn entry(journal: &Journal, labels: &Labels, item: &Item) -> bool {
                 ("PRIORITY", if ended.exit_code() == 0 { "6" } else { "3" }),
                 ("SYSLOG_IDENTIFIER", "vmd"),
                 ("MESSAGE_ID", ended.message_id()),
+                ("VOLANT_EVENT", "ended"),
                 ("VOLANT_ENDED", ended.name()),
             ]);
+            if let Ended::Stopped(rung) = ended {
+                fields.push(("VOLANT_RUNG", rung.name()));
+            }
         }
     }
     journal.write(&fields).await

@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
-use vmd::unit::{self, Settings};
+use vmd::{
+    messages,
+    unit::{self, Settings},
+};
 use volant_spec::{Name, config};
 
 /// Starts a VM, supervises it, and exits as it ended. Run by systemd as volant-vm@NAME.service.
@@ -45,7 +48,8 @@ fn main() -> anyhow::Result<ExitCode> {
             let error = format!("{:#}", anyhow::Error::new(error));
             volant_service::status(&error);
             tracing::error!(
-                MESSAGE_ID = unit::NOT_STARTED,
+                MESSAGE_ID = messages::NOT_STARTED,
+                VOLANT_EVENT = "not-started",
                 VOLANT_ENDED = "not-started",
                 "{error}"
             );

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use volant_dbus::vm;
 use volant_spec::{
     Config, Name,
@@ -19,14 +23,18 @@ use volant_spec::{
 use zbus::{Connection, connection};
 
 use crate::{
-    agent::ListenError,
+    agent::{ListenError, Token, TokenError},
+    console::Hub,
     dbus::{self, Vm},
     definition::{Definition, Kernel},
+    disks,
     ended::{EXIT_UNAVAILABLE, EXIT_UNDEFINED, EXIT_UNPREPARED, Ended},
+    handle::Handle,
+    happening::Happening,
     hypervisor::{MachineSpec, Nic, detect, kernel_image},
     identity::{self, Identity, IdentityError},
     journal::Journal,
-    life::{Rung, Times},
+    life::{Rung, STOP_TIMEOUT, Times},
     live::Live,
     logs::{Labels, Limits, Logs},
     prepare::{PrepareError, Prepared, prepare},
@@ -38,8 +46,8 @@ const BUS_TIMEOUT: Duration = Duration::from_secs(60);
 /// For the journal, once the VM has ended.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
-/// The journal's `MESSAGE_ID=` of a VM that was not started.
-pub const NOT_STARTED: &str = "413caa32fe9b42f2aeeb9e146d3a98c7";
+/// What happened and is on its way to the bus.
+const HAPPENINGS: usize = 64;
 
 /// What vmd is started with.
 #[derive(Clone, Debug)]
@@ -78,8 +86,12 @@ pub enum UnitError {
     Vmm(#[from] detect::DetectError),
     #[error("cannot make the folder {}", path.display())]
     RunDir { path: PathBuf, source: io::Error },
+    #[error("cannot add the file system tools to the initramfs")]
+    Tools(#[source] io::Error),
     #[error("cannot reach the journal")]
     Journal(#[source] io::Error),
+    #[error(transparent)]
+    Token(#[from] TokenError),
     #[error(transparent)]
     Listen(#[from] ListenError),
 }
@@ -99,7 +111,9 @@ impl UnitError {
             | Self::Bus { .. }
             | Self::Identity(_)
             | Self::RunDir { .. }
+            | Self::Tools(_)
             | Self::Journal(_)
+            | Self::Token(_)
             | Self::Listen(_) => EXIT_UNPREPARED,
         }
     }
@@ -128,11 +142,19 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
         initramfs,
         rootfs,
         kernel,
+        disks,
         attachment,
         tap,
     } = prepared;
     let (live, watched) = watch::channel(Live::new(&definition, &attachment));
-    publish(&bus, &definition.name, watched).await?;
+    let token = Token::random()?;
+    let vsock = settings
+        .run_dir
+        .join(definition.name.as_str())
+        .join("vsock");
+    let (handle, asks) = Handle::new(watched, vsock, token.clone());
+    let (events, happenings) = mpsc::channel(HAPPENINGS);
+    let announcer = publish(&bus, &definition.name, &handle, happenings).await?;
 
     // From here on this process has no right that its VM may not have.
     match identity::become_vm(definition.uid)? {
@@ -146,6 +168,13 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
         (None, Kernel::Vmlinux | Kernel::Own) => {
             Some(open("boot initramfs", &config.vm.initramfs)?.into())
         }
+    };
+    let initramfs = if disks.need_tools() {
+        let tools = open("file system tools", &config.vm.tools)?;
+        let both = disks::with_tools(initramfs, tools).map_err(UnitError::Tools)?;
+        Some(both)
+    } else {
+        initramfs
     };
     let choice = detect::choose(definition.vmm, &detect::Facts::gather())?;
     tracing::info!("{}", choice.reason);
@@ -162,9 +191,19 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
         labels(&definition),
         Limits::default(),
     );
+    let mut run_config = definition.run_config(&attachment);
+    disks.tell(&mut run_config);
     let vm = supervise::Vm {
-        run_config: definition.run_config(&attachment),
-        times: Times::new(config.vm.boot_timeout_sec.duration(), definition.stop_grace),
+        run_config,
+        token,
+        times: Times::new(
+            config.vm.boot_timeout_sec.duration(),
+            definition.ready_within,
+            definition.stop_grace,
+            Some(STOP_TIMEOUT),
+        ),
+        asks,
+        events,
         spec: MachineSpec {
             name: definition.name,
             uuid: definition.uuid,
@@ -172,20 +211,27 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
             kernel: kernel.into(),
             initramfs,
             rootfs,
+            disks: disks.specs,
+            shares: disks.shares,
             nic: Some(Nic {
                 tap,
                 mac: attachment.mac,
             }),
             cid: attachment.cid,
             run_dir: folder.0.clone(),
-            vsock: folder.0.join("vsock"),
+            vsock: handle.vsock().to_owned(),
         },
         hypervisor: Arc::from(hypervisor),
         logs,
+        console: Hub::default(),
         live,
     };
     let ended = supervise::run(vm, stop).await?;
     writer.finish(LAST_WORDS).await;
+    // The bus hears of the end, too.
+    if timeout(LAST_WORDS, announcer).await.is_err() {
+        tracing::warn!("the bus did not take the VM's last words");
+    }
     Ok(ended)
 }
 
@@ -200,14 +246,15 @@ async fn connect() -> Result<Connection, UnitError> {
     })
 }
 
-/// Puts the VM on the bus: the object first, its name last.
+/// Puts the VM on the bus: the object first, its name last. The task tells what changes there until the VM ended.
 async fn publish(
     bus: &Connection,
     name: &Name,
-    live: watch::Receiver<Live>,
-) -> Result<(), UnitError> {
+    handle: &Handle,
+    happenings: mpsc::Receiver<Happening>,
+) -> Result<JoinHandle<()>, UnitError> {
     let serve = async {
-        let object = Vm::new(live.clone());
+        let object = Vm::new(handle.clone());
         bus.object_server().at(vm::PATH, object).await?;
         bus.request_name(vm::bus_name(name.as_str())).await
     };
@@ -215,13 +262,12 @@ async fn publish(
         act: "own the VM's name on",
         source,
     })?;
-    let bus = bus.clone();
-    tokio::spawn(async move {
-        if let Err(error) = dbus::announce(bus, live).await {
+    let (bus, live) = (bus.clone(), handle.live());
+    Ok(tokio::spawn(async move {
+        if let Err(error) = dbus::announce(bus, live, happenings).await {
             tracing::warn!("cannot tell the bus what changed: {error}");
         }
-    });
-    Ok(())
+    }))
 }
 
 /// The plugin's `own` kernel, or the one of the host that was chosen.

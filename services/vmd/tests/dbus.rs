@@ -18,9 +18,15 @@ use std::{
 
 use futures_util::StreamExt;
 use support::services::{FakeIpam, FakeRegistry, attachment, definition, file};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use vmd::{
+    agent::Token,
     dbus::{Vm, announce},
+    handle::{Handle, HandleError, Wish},
+    happening::Happening,
     live::Live,
     prepare::prepare,
 };
@@ -52,9 +58,11 @@ async fn properties_are_live_and_their_changes_are_told() {
         cid: 3,
         ..Live::default()
     });
-    let (server, client) =
-        pair(|builder| builder.serve_at(vm::PATH, Vm::new(watched.clone()))).await;
-    let announcing = tokio::spawn(announce(server, watched));
+    let token = Token::known([0; 32]);
+    let (handle, mut asks) = Handle::new(watched.clone(), "/vsock".into(), token);
+    let (events, happenings) = mpsc::channel(4);
+    let (server, client) = pair(|builder| builder.serve_at(vm::PATH, Vm::new(handle))).await;
+    let announcing = tokio::spawn(announce(server, watched, happenings));
     let name = vm::bus_name("web");
     let proxy = vm::VmProxy::builder(&client)
         .destination(name)
@@ -82,7 +90,46 @@ async fn properties_are_live_and_their_changes_are_told() {
     assert_eq!(proxy.memory_total_kib().await.unwrap(), 2048);
     assert_eq!(proxy.agent_resident_kib().await.unwrap(), 1536);
 
-    drop(live);
+    assert_eq!(proxy.exit_code().await.unwrap(), -1);
+    let granted = async {
+        let ask = asks.recv().await.unwrap();
+        assert_eq!(ask.wish, Wish::Pause);
+        ask.answer.send(Ok(())).unwrap();
+        let ask = asks.recv().await.unwrap();
+        assert_eq!(ask.wish, Wish::Resume);
+        let denied = HandleError::Denied("the VM is being stopped".to_owned());
+        ask.answer.send(Err(denied)).unwrap();
+    };
+    let wished = async {
+        proxy.pause().await.unwrap();
+        let denied = proxy.resume().await.unwrap_err().to_string();
+        assert!(denied.contains("Vm1.Error.NotNow"), "{denied}");
+        assert!(denied.contains("being stopped"), "{denied}");
+    };
+    tokio::join!(granted, wished);
+
+    // The end is told, too, though its publisher is gone.
+    let mut happened = proxy.receive_happened().await.unwrap();
+    let mut ends = proxy.receive_ended_changed().await;
+    live.send_modify(|live| {
+        live.ended = "workload-exited";
+        live.exit_code = Some(7);
+    });
+    events
+        .try_send(Happening::ended("workload-exited", 7, "it did"))
+        .unwrap();
+    drop((live, events));
+    let told = async {
+        while ends.next().await.unwrap().get().await.unwrap() != "workload-exited" {}
+        let told = happened.next().await.unwrap();
+        let told = told.args().unwrap();
+        assert_eq!(*told.what(), "ended");
+        assert!(*told.time_unix_ms() > 1_700_000_000_000);
+        let code = told.details()["exit_code"].downcast_ref::<u64>();
+        assert_eq!(code.unwrap(), 7);
+    };
+    timeout(LONG, told).await.expect("told in time");
+    assert_eq!(proxy.exit_code().await.unwrap(), 7);
     timeout(LONG, announcing).await.unwrap().unwrap().unwrap();
 }
 

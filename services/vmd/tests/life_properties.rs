@@ -8,17 +8,25 @@ use proptest::prelude::*;
 use vmd::{
     ended::{Ended, WorkloadExit},
     hypervisor::VmmExit,
-    life::{DownReason, Effect, Event, Life, MAX_REBOOTS, Request, Rung, Step, Times},
+    life::{
+        Denied, DownReason, Effect, Event, Life, MAX_REBOOTS, News, Request, Rung, STOP_TIMEOUT,
+        Step, Times, news,
+    },
 };
 
 #[derive(Clone, Debug)]
 enum Op {
-    Stop,
+    Wish(Request),
     Fact(Event),
 }
 
 fn times() -> Times {
-    Times::new(Duration::from_secs(60), Duration::from_secs(10))
+    Times::new(
+        Duration::from_secs(60),
+        Duration::from_secs(30),
+        Duration::from_secs(10),
+        Some(STOP_TIMEOUT),
+    )
 }
 
 fn exit() -> impl Strategy<Value = VmmExit> {
@@ -44,12 +52,15 @@ fn op() -> impl Strategy<Value = Op> {
         Just(DownReason::PowerOff),
         Just(DownReason::Reboot),
         Just(DownReason::Fatal),
+        Just(DownReason::Unhealthy),
     ];
     let fact = prop_oneof![
         4 => Just(Event::Launched),
         4 => (0..2u8).prop_map(|boot| Event::Hello { boot_id: boot.to_string() }),
         4 => Just(Event::WorkloadStarted),
-        1 => Just(Event::WorkloadExited(WorkloadExit { code: 3, signal: 0 })),
+        4 => Just(Event::Ready),
+        1 => any::<bool>().prop_map(|healthy| Event::Health { healthy, detail: "why".to_owned() }),
+        1 => Just(Event::WorkloadExited(WorkloadExit::new(3, 0))),
         1 => Just(Event::Fatal("why".to_owned())),
         2 => reason.prop_map(Event::GoingDown),
         1 => Just(Event::Panic("Kernel panic".to_owned())),
@@ -57,7 +68,12 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (exit(), any::<bool>())
             .prop_map(|(exit, out_of_memory)| Event::VmmEnded { exit, out_of_memory }),
     ];
-    prop_oneof![1 => Just(Op::Stop), 8 => fact.prop_map(Op::Fact)]
+    let wish = prop_oneof![
+        1 => Just(Request::Stop),
+        2 => Just(Request::Pause),
+        2 => Just(Request::Resume),
+    ];
+    prop_oneof![1 => wish.prop_map(Op::Wish), 5 => fact.prop_map(Op::Fact)]
 }
 
 /// A life, and what a supervisor holds for it.
@@ -67,6 +83,8 @@ struct World {
     /// The VMM was launched, and its end was not seen.
     vmm: bool,
     killed: bool,
+    /// The guest's CPUs stand still.
+    stands: bool,
     clock: Duration,
 }
 
@@ -78,6 +96,7 @@ impl World {
             effects: Vec::new(),
             vmm: false,
             killed: false,
+            stands: false,
             clock: Duration::ZERO,
         };
         world.carry_out(effects);
@@ -91,12 +110,21 @@ impl World {
                     assert!(!self.vmm, "launched twice");
                     self.vmm = true;
                     self.killed = false;
+                    self.stands = false;
                 }
                 Effect::Kill | Effect::PressPowerButton | Effect::AskAgent => {
                     assert!(self.vmm, "{effect:?} without a VMM");
                     self.killed |= effect == Effect::Kill;
                 }
                 Effect::SayReady => {}
+                Effect::Pause => {
+                    assert!(self.vmm && !self.stands, "paused what stands still");
+                    self.stands = true;
+                }
+                Effect::Resume => {
+                    assert!(self.vmm && self.stands, "resumed what runs");
+                    self.stands = false;
+                }
             }
             self.effects.push(effect);
         }
@@ -106,7 +134,24 @@ impl World {
         self.clock += Duration::from_secs(1);
         let life = self.life.clone();
         let (life, effects) = match op {
-            Op::Stop => life.request(Request::Stop),
+            Op::Wish(request) => {
+                let Ok((life, effects)) = life.clone().request(request) else {
+                    assert!(request != Request::Stop, "a stop was denied");
+                    return;
+                };
+                let done = match request {
+                    _ if effects.is_empty() => None,
+                    Request::Pause => Some(Event::Paused),
+                    Request::Resume => Some(Event::Resumed),
+                    Request::Stop => None,
+                };
+                self.life = life;
+                self.carry_out(effects);
+                match done {
+                    Some(event) => self.life.clone().observe(event, self.clock),
+                    None => return,
+                }
+            }
             // A VMM that does not run cannot end.
             Op::Fact(Event::VmmEnded { .. }) if !self.vmm => return,
             Op::Fact(event) => {
@@ -161,6 +206,10 @@ proptest! {
             if world.ended() {
                 break;
             }
+            // What somebody paused waits for somebody.
+            if *world.life.step() == Step::Paused {
+                world.apply(Op::Wish(Request::Resume));
+            }
             prop_assert!(world.life.patience().is_some());
             if world.killed {
                 let exit = VmmExit::Killed { program: "qemu", signal: 9 };
@@ -173,6 +222,17 @@ proptest! {
     }
 
     #[test]
+    fn a_guest_stands_still_exactly_while_its_life_is_paused(ops in prop::collection::vec(op(), 0..60)) {
+        let mut world = World::new();
+        for op in ops {
+            world.apply(op);
+            let paused = *world.life.step() == Step::Paused;
+            prop_assert_eq!(paused, world.stands && !world.ended() && !world.killed, "{:?}", world.life);
+            prop_assert_eq!(paused, world.life.patience().is_none() && !world.ended());
+        }
+    }
+
+    #[test]
     fn after_a_stop_nothing_is_launched_again(
         before in prop::collection::vec(op(), 0..30),
         after in prop::collection::vec(op(), 0..30),
@@ -181,7 +241,7 @@ proptest! {
         for op in before {
             world.apply(op);
         }
-        world.apply(Op::Stop);
+        world.apply(Op::Wish(Request::Stop));
         let launches = |world: &World| world.effects.iter().filter(|effect| **effect == Effect::Launch).count();
         let before = launches(&world);
         for op in after {
@@ -214,8 +274,13 @@ fn ended(exit: VmmExit) -> Event {
 
 #[test]
 fn the_stop_ladder_is_climbed_rung_by_rung() {
-    let life = life_after(&[Event::Launched, hello("a"), Event::WorkloadStarted]);
-    let (mut life, effects) = life.request(Request::Stop);
+    let life = life_after(&[
+        Event::Launched,
+        hello("a"),
+        Event::WorkloadStarted,
+        Event::Ready,
+    ]);
+    let (mut life, effects) = life.stop();
     assert_eq!(effects, [Effect::AskAgent]);
     assert_eq!(life.patience(), Some(Duration::from_secs(15)));
     let expected = [
@@ -239,24 +304,53 @@ fn the_stop_ladder_is_climbed_rung_by_rung() {
 
 #[test]
 fn a_guest_without_agent_is_stopped_at_once() {
-    let (life, effects) = life_after(&[Event::Launched]).request(Request::Stop);
+    let (life, effects) = life_after(&[Event::Launched]).stop();
     assert_eq!(effects, [Effect::Kill]);
     assert_eq!(*life.step(), Step::Stopping(Rung::Kill));
 }
 
 #[test]
 fn ends_are_told_apart() {
-    let running = [Event::Launched, hello("a"), Event::WorkloadStarted];
-    let exit = WorkloadExit { code: 3, signal: 0 };
+    let running = [
+        Event::Launched,
+        hello("a"),
+        Event::WorkloadStarted,
+        Event::Ready,
+    ];
+    let exit = WorkloadExit::new(3, 0);
     let crash = VmmExit::Killed {
         program: "qemu",
         signal: 11,
     };
-    let cases: [(Vec<Event>, Ended); 9] = [
+    let cases: [(Vec<Event>, Ended); 11] = [
         (
             vec![
                 Event::WorkloadExited(exit),
                 Event::GoingDown(DownReason::WorkloadExited),
+                ended(VmmExit::GuestReset),
+            ],
+            Ended::Workload(exit),
+        ),
+        (
+            vec![
+                Event::Health {
+                    healthy: false,
+                    detail: "status 500".to_owned(),
+                },
+                Event::GoingDown(DownReason::Unhealthy),
+                ended(VmmExit::GuestReset),
+            ],
+            Ended::Unhealthy {
+                detail: "status 500".to_owned(),
+            },
+        ),
+        // It said so, and was paused before it was gone.
+        (
+            vec![
+                Event::Paused,
+                Event::WorkloadExited(exit),
+                Event::GoingDown(DownReason::WorkloadExited),
+                Event::Resumed,
                 ended(VmmExit::GuestReset),
             ],
             Ended::Workload(exit),
@@ -381,4 +475,104 @@ fn reboots_that_are_far_apart_are_forgotten() {
     }
     assert_eq!(*life.step(), Step::Starting);
     assert_eq!(life.reboots(), 3);
+}
+
+#[test]
+fn a_vm_is_running_once_it_is_ready_and_not_before() {
+    let booted = [Event::Launched, hello("a"), Event::WorkloadStarted];
+    let life = life_after(&booted);
+    assert_eq!(*life.step(), Step::Booting { greeted: true });
+    assert_eq!(life.patience(), Some(Duration::from_secs(30)));
+    let (life, effects) = life.observe(Event::Ready, Duration::ZERO);
+    assert_eq!(effects, [Effect::SayReady]);
+    assert_eq!(*life.step(), Step::Running);
+
+    let ill = Event::Health {
+        healthy: false,
+        detail: "connection refused".to_owned(),
+    };
+    let never = |events: &[Event]| {
+        let (life, effects) = life_after(events).observe(Event::Overdue, Duration::ZERO);
+        assert_eq!(effects, [Effect::Kill]);
+        let killed = ended(VmmExit::GuestReset);
+        life.observe(killed, Duration::ZERO).0.step().clone()
+    };
+    assert_eq!(
+        never(&booted),
+        Step::Ended(Ended::Unhealthy {
+            detail: "not ready within 30 s: its health check said nothing".to_owned()
+        })
+    );
+    let [launched, hello, started] = booted;
+    assert_eq!(
+        never(&[launched.clone(), hello.clone(), started, ill]),
+        Step::Ended(Ended::Unhealthy {
+            detail: "not ready within 30 s: connection refused".to_owned()
+        })
+    );
+    assert_eq!(
+        never(&[launched, hello]),
+        Step::Ended(Ended::NoWorkload { seconds: 30 })
+    );
+}
+
+#[test]
+fn what_cannot_be_now_is_denied_with_the_reason() {
+    let running = [Event::Launched, hello("a"), Event::Ready];
+    let paused = |events: &[Event]| {
+        let life = life_after(events);
+        life.observe(Event::Paused, Duration::ZERO).0
+    };
+    let stopping = life_after(&running).stop().0;
+    let over = life_after(&[ended(VmmExit::GuestPowerOff)]);
+    for request in [Request::Pause, Request::Resume] {
+        for (life, expected) in [
+            (life_after(&[]), Denied::Boots),
+            (life_after(&[Event::Launched]), Denied::Boots),
+            (life_after(&[Event::Launched, hello("a")]), Denied::Boots),
+            (stopping.clone(), Denied::Stops),
+            (over.clone(), Denied::Ended),
+        ] {
+            assert_eq!(life.request(request), Err(expected));
+        }
+    }
+    // Already so.
+    let (_, effects) = paused(&running).request(Request::Pause).unwrap();
+    assert_eq!(effects, []);
+    let (_, effects) = life_after(&running).request(Request::Resume).unwrap();
+    assert_eq!(effects, []);
+    // Whoever stops it has it go on first.
+    let (life, effects) = paused(&running).stop();
+    assert_eq!(effects, [Effect::Resume, Effect::AskAgent]);
+    assert_eq!(*life.step(), Step::Stopping(Rung::Agent));
+}
+
+#[test]
+fn each_turn_of_a_life_is_news_once() {
+    let (mut life, _) = Life::begin(times());
+    let exit = || ended(VmmExit::GuestReset);
+    let told = [
+        (Event::Launched, None),
+        (hello("a"), Some(News::Booted)),
+        (Event::WorkloadStarted, None),
+        (Event::Ready, Some(News::Ready)),
+        (Event::Ready, None),
+        (Event::Paused, Some(News::Paused)),
+        (Event::Paused, None),
+        (Event::Resumed, Some(News::Resumed)),
+        (Event::GoingDown(DownReason::Reboot), Some(News::Stopping)),
+        (exit(), Some(News::Rebooting)),
+        (Event::Launched, None),
+        (hello("b"), Some(News::Booted)),
+        (Event::Ready, Some(News::Ready)),
+        (Event::GoingDown(DownReason::PowerOff), Some(News::Stopping)),
+        (exit(), Some(News::Ended)),
+        (exit(), None),
+    ];
+    for (event, expected) in told {
+        let (after, _) = life.clone().observe(event.clone(), Duration::ZERO);
+        assert_eq!(news(&life, &after), expected, "{event:?}");
+        life = after;
+    }
+    assert_eq!(life.rebooted(), 1);
 }

@@ -4,18 +4,21 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use support::{FakeHypervisor, LONG, Supervised, times};
 use tokio::time::timeout;
 use tonic::Code;
 use vmd::{
     ended::{Ended, WorkloadExit},
+    handle::HandleError,
+    happening::Detail,
     hypervisor::VmmExit,
     life::{Rung, Times},
 };
 use volant_proto::agent::v1::{
-    HeartbeatRequest, SendLogsRequest, WatchCommandsRequest, going_down::Reason,
+    HealthChanged, HeartbeatRequest, RunConfig, SendLogsRequest, WatchCommandsRequest,
+    WorkloadExited, WorkloadRestarting, going_down::Reason, report_request::Report,
     send_logs_request::Stream, watch_commands_response::Command,
 };
 
@@ -30,11 +33,21 @@ async fn a_vm_is_running_once_its_workload_was_started() {
     assert_eq!(config.hostname, "web");
     // An agent that lost its answer asks again.
     let again = agent.hello("boot-1").await.unwrap().run_config.unwrap();
-    assert_eq!(again, config);
+    assert!(again.time_unix_ns >= config.time_unix_ns && config.time_unix_ns > 0);
+    let time_unix_ns = config.time_unix_ns;
+    assert_eq!(
+        RunConfig {
+            time_unix_ns,
+            ..again
+        },
+        config
+    );
     assert_eq!(vm.live.borrow().phase, "booting");
     assert_eq!(vm.live.borrow().ready_since_unix_ms, 0);
 
     agent.started(42).await;
+    assert_eq!(vm.live.borrow().phase, "booting");
+    agent.ready().await;
     vm.phase("running").await;
     let beat = HeartbeatRequest {
         memory_total_kib: 2048,
@@ -57,7 +70,7 @@ async fn a_vm_is_running_once_its_workload_was_started() {
     agent.going_down(Reason::WorkloadExited).await;
     vmm.exit(VmmExit::GuestReset);
     let (ended, journal, _) = vm.ended().await;
-    assert_eq!(ended, Ended::Workload(WorkloadExit { code: 0, signal: 0 }));
+    assert_eq!(ended, Ended::Workload(WorkloadExit::new(0, 0)));
     assert_eq!(ended.exit_code(), 0);
     journal
         .has(&[
@@ -193,6 +206,7 @@ async fn a_reboot_starts_the_vmm_again_within_the_same_run() {
     let mut agent = vm.agent().await;
     agent.hello("boot-2").await.unwrap();
     agent.started(43).await;
+    agent.ready().await;
     vm.phase("running").await;
     agent.going_down(Reason::GuestPoweroff).await;
     vmm.exit(VmmExit::GuestPowerOff);
@@ -322,4 +336,165 @@ async fn logs_arrive_with_their_stream_and_what_was_lost() {
         .has(&["MESSAGE=mounted", "SYSLOG_IDENTIFIER=kestrel"])
         .await;
     journal.contains("the agent dropped 7 lines").await;
+}
+
+#[tokio::test]
+async fn a_paused_guest_may_be_silent_and_gets_the_time_when_it_goes_on() {
+    let vmm = FakeHypervisor::new();
+    let silence = Duration::from_millis(300);
+    let (mut vm, mut agent) = Supervised::running(&vmm, Times { silence, ..times() }).await;
+    let commands = agent.0.watch_commands(WatchCommandsRequest {}).await;
+    let mut commands = commands.unwrap().into_inner();
+    vm.handle.pause().await.unwrap();
+    vm.handle.pause().await.unwrap();
+    assert!(vm.live.borrow().paused);
+    assert_eq!(vm.live.borrow().phase, "running");
+    let denied = vm.handle.resize(Some(2), None).await.unwrap_err();
+    assert!(matches!(denied, HandleError::Denied(why) if why.contains("resume it")));
+    // Longer than a guest that runs may be silent.
+    let ended = vm.happened("ended");
+    assert!(timeout(silence * 3, ended).await.is_err());
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    vm.handle.resume().await.unwrap();
+    vm.handle.resume().await.unwrap();
+    let command = timeout(LONG, commands.message()).await.unwrap().unwrap();
+    let Some(Command::SetClock(clock)) = command.unwrap().command else {
+        panic!("no clock");
+    };
+    assert!(u128::from(clock.time_unix_ns) >= before.as_nanos());
+    assert!(!vm.live.borrow().paused);
+    assert_eq!(vmm.acts(), ["pause", "resume"]);
+    vm.happened("resumed").await;
+    vmm.exit(VmmExit::GuestPowerOff);
+    let (_, journal, _) = vm.ended().await;
+    journal.has(&["VOLANT_EVENT=paused", "VOLANT_VM=web"]).await;
+    journal.has(&["VOLANT_EVENT=resumed"]).await;
+}
+
+#[tokio::test]
+async fn a_paused_guest_that_is_stopped_goes_on_first() {
+    let vmm = FakeHypervisor::new();
+    let grace = LONG;
+    let (mut vm, mut agent) = Supervised::running(&vmm, Times { grace, ..times() }).await;
+    vm.handle.pause().await.unwrap();
+    vm.stop();
+    vm.phase("stopping").await;
+    let commands = agent.0.watch_commands(WatchCommandsRequest {}).await;
+    let mut commands = commands.unwrap().into_inner();
+    let command = timeout(LONG, commands.message()).await.unwrap().unwrap();
+    assert!(matches!(
+        command.unwrap().command,
+        Some(Command::Shutdown(_))
+    ));
+    let denied = vm.handle.pause().await.unwrap_err();
+    assert_eq!(denied.to_string(), "the VM is being stopped");
+    assert_eq!(vmm.acts(), ["pause", "resume"]);
+    agent.going_down(Reason::Requested).await;
+    vmm.exit(VmmExit::GuestReset);
+    let (ended, journal, _) = vm.ended().await;
+    assert_eq!(ended, Ended::Stopped(Rung::Agent));
+    journal
+        .has(&["VOLANT_ENDED=stopped", "VOLANT_RUNG=agent"])
+        .await;
+}
+
+#[tokio::test]
+async fn a_wish_that_the_vmm_does_not_grant_changes_nothing() {
+    let vmm = FakeHypervisor::new();
+    let booting = Supervised::start(&vmm, times());
+    vmm.launched(1).await;
+    let denied = booting.handle.pause().await.unwrap_err();
+    assert!(denied.to_string().contains("boots"), "{denied}");
+    drop(booting);
+
+    let vmm = FakeHypervisor::new();
+    let (vm, _agent) = Supervised::running(&vmm, times()).await;
+    vmm.refuse(true);
+    for failed in [
+        vm.handle.pause().await.unwrap_err(),
+        vm.handle.resize(Some(2), None).await.unwrap_err(),
+    ] {
+        assert_eq!(
+            failed,
+            HandleError::Failed("fake did not do it: it refuses".to_owned())
+        );
+    }
+    assert!(!vm.live.borrow().paused);
+    assert_eq!(vm.live.borrow().cpu_cores, 0);
+    let handle = vm.handle.clone();
+    vmm.exit(VmmExit::GuestPowerOff);
+    vm.ended().await;
+    assert_eq!(handle.pause().await, Err(HandleError::Gone));
+}
+
+#[tokio::test]
+async fn a_resized_guest_has_its_new_resources_after_a_reboot_as_well() {
+    let vmm = FakeHypervisor::new();
+    let (mut vm, mut agent) = Supervised::running(&vmm, times()).await;
+    let handle = vm.handle.clone();
+    handle.resize(Some(2), Some(512)).await.unwrap();
+    handle.resize(None, Some(512)).await.unwrap();
+    assert_eq!(vmm.acts(), ["resize 2 512"]);
+    assert_eq!(vm.live.borrow().memory_mb, 512);
+    let told = vm.happened("resized").await;
+    assert_eq!(told.details[0], ("cpu_cores", Detail::Number(2)));
+    let unsupported = handle.resize(Some(16), None).await.unwrap_err();
+    assert!(matches!(unsupported, HandleError::Unsupported(_)));
+    let invalid = handle.resize(Some(1000), None).await.unwrap_err();
+    assert!(matches!(invalid, HandleError::Invalid(_)), "{invalid}");
+    agent.going_down(Reason::GuestReboot).await;
+    drop(agent);
+    vmm.exit(VmmExit::GuestReset);
+    vmm.launched(2).await;
+    assert_eq!(vmm.resources().memory_mb, 512);
+    vm.happened("rebooting").await;
+    assert_eq!(vm.live.borrow().reboots, 1);
+    vmm.exit(VmmExit::GuestPowerOff);
+    vm.ended().await;
+}
+
+#[tokio::test]
+async fn a_workload_that_is_started_again_or_not_well_is_told_and_does_not_end_the_vm() {
+    let vmm = FakeHypervisor::new();
+    let (mut vm, mut agent) = Supervised::running(&vmm, times()).await;
+    let exit = |code, signal| WorkloadExited {
+        code,
+        signal,
+        out_of_memory: signal == 9,
+    };
+    for restarts in [1, 1] {
+        let restarting = Report::WorkloadRestarting(WorkloadRestarting {
+            exit: Some(exit(137, 9)),
+            restarts,
+            delay_ms: 200,
+            unhealthy: false,
+        });
+        agent.report(restarting).await.unwrap();
+    }
+    let told = vm.happened("workload-restarting").await;
+    assert_eq!(
+        told.text,
+        "the workload is started again in 0.2 s (start 1 after the first), as it was killed by signal 9; the guest had no memory left: give it more, or let it need less"
+    );
+    agent.started(77).await;
+    for (healthy, what) in [(false, "unhealthy"), (false, ""), (true, "healthy")] {
+        let detail = "status 500\x07".to_owned();
+        let health = HealthChanged { healthy, detail };
+        agent.report(Report::HealthChanged(health)).await.unwrap();
+        if !what.is_empty() {
+            vm.happened(what).await;
+        }
+        assert_eq!(vm.live.borrow().phase, "running");
+    }
+    assert_eq!(vm.live.borrow().workload_restarts, 1);
+    assert_eq!(vm.live.borrow().health, "healthy");
+    agent.going_down(Reason::Unhealthy).await;
+    vmm.exit(VmmExit::GuestReset);
+    let (ended, journal, _) = vm.ended().await;
+    assert_eq!(ended.name(), "unhealthy");
+    assert_eq!(ended.exit_code(), 79);
+    journal
+        .has(&["MESSAGE=the workload is not healthy: status 500\\u{7}"])
+        .await;
+    assert_eq!(journal.count("VOLANT_EVENT=workload-restarting"), 1);
 }

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use vmd::{
-    agent::{self, Agent, Fact},
+    agent::{self, Agent, Fact, Token},
     hypervisor::{MachineSpec, Nic, ROOTFS_SERIAL, detect},
     journal::Journal,
     logs::{Labels, Limits, Logs},
@@ -139,6 +139,8 @@ fn spec(args: &Args, base: &std::path::Path, number: u32) -> Result<MachineSpec>
             .transpose()?
             .map(Into::into),
         rootfs: args.rootfs.as_ref().map(open).transpose()?.map(Into::into),
+        disks: Vec::new(),
+        shares: Vec::new(),
         nic: Some(Nic {
             tap,
             mac: format!("02:00:00:00:00:{number:02x}"),
@@ -162,7 +164,8 @@ async fn one(args: Arc<Args>, spec: MachineSpec, begun: Instant) -> Result<u128>
         labels,
         Limits::default(),
     );
-    let (agent, _commands, mut facts) = Agent::new(args.run_config(), logs.clone());
+    let (agent, _commands, mut facts) =
+        Agent::new(args.run_config(), Token::random()?, logs.clone());
     let served = tokio::task::spawn_local(agent::serve(listener, agent, logs));
     let choice = detect::choose(Vmm::Auto, &detect::Facts::gather())?;
     let mut machine = choice.hypervisor().launch(spec).await?;

@@ -6,7 +6,7 @@
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::{Stream, stream};
@@ -17,13 +17,15 @@ use tokio::{
 use tonic::{Request, Response, Status, Streaming};
 use volant_proto::agent::v1::{
     HeartbeatRequest, HeartbeatResponse, HelloRequest, HelloResponse, PROTOCOL, ReportRequest,
-    ReportResponse, RunConfig, SendLogsRequest, SendLogsResponse, Shutdown, WatchCommandsRequest,
-    WatchCommandsResponse, agent_host_service_server::AgentHostService, going_down::Reason,
-    report_request::Report, send_logs_request, watch_commands_response::Command,
+    ReportResponse, RunConfig, SendLogsRequest, SendLogsResponse, SetClock, Shutdown,
+    WatchCommandsRequest, WatchCommandsResponse, WorkloadExited,
+    agent_host_service_server::AgentHostService, going_down::Reason, report_request::Report,
+    send_logs_request, watch_commands_response::Command,
 };
 
 use super::{
-    Fact, Heartbeat,
+    Fact, Heartbeat, Restarting,
+    admission::{Boot, Refusal, Standing, Token},
     connection::{Caller, Identity},
 };
 use crate::{
@@ -45,6 +47,8 @@ const CALLS: Rate = Rate {
 const BEAT: Duration = Duration::from_millis(900);
 const MAX_CAUSE: usize = 1024;
 const MAX_WORD: usize = 64;
+/// How often it is told that somebody else in the guest said hello.
+const TELL: Duration = Duration::from_secs(60);
 
 /// The service that an agent calls. Clones are the same service.
 #[derive(Clone, Debug)]
@@ -53,14 +57,23 @@ pub struct Agent(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     config: RunConfig,
+    token: Token,
     facts: mpsc::Sender<Fact>,
     logs: Logs,
-    /// The grace of the shutdown that is asked for.
-    shutdown: watch::Receiver<Option<u32>>,
+    orders: watch::Receiver<Orders>,
     /// Counts the streams of commands; all but the last end.
     watchers: watch::Sender<u64>,
     state: Mutex<State>,
     begun: Instant,
+}
+
+/// What the agent is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Orders {
+    /// The grace of the shutdown that is asked for.
+    shutdown: Option<u32>,
+    /// How often the clock was to be set.
+    clocks: u64,
 }
 
 #[derive(Debug)]
@@ -68,64 +81,134 @@ struct State {
     calls: Bucket,
     /// The agent's connection, once there was a hello.
     agent: Option<Weak<Identity>>,
+    boot: Boot,
     beat: Option<Duration>,
+    /// When it was last told that somebody else said hello.
+    told: Option<Duration>,
 }
 
 /// The way to tell an agent what to do.
 #[derive(Debug)]
-pub struct Commands(watch::Sender<Option<u32>>);
+pub struct Commands {
+    orders: watch::Sender<Orders>,
+    shared: Arc<Shared>,
+}
 
 impl Commands {
     /// Asks the agent to shut the guest down, with that grace for the workload. An agent that does not listen now is told
     /// when it does.
     pub fn shut_down(&self, grace: Duration) {
         let grace = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-        self.0.send_replace(Some(grace));
+        self.orders
+            .send_modify(|orders| orders.shutdown = Some(grace));
+    }
+
+    /// Has the agent set the guest's clock to what the host's is when the agent is told.
+    pub fn set_clock(&self) {
+        self.orders.send_modify(|orders| orders.clocks += 1);
+    }
+
+    /// The guest boots anew: whoever says hello first is the agent.
+    pub fn expect_boot(&self) {
+        let mut state = lock(&self.shared.state);
+        state.agent = None;
+        state.boot = Boot::default();
+    }
+
+    /// The boot that the agent told of; what a supervisor that takes over must know of it, beside the token.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<String> {
+        let state = lock(&self.shared.state);
+        state.boot.id().map(str::to_owned)
     }
 }
 
 impl Agent {
     /// A service that gives its agent `config`; what the agent tells arrives at the receiver.
     #[must_use]
-    pub fn new(config: RunConfig, logs: Logs) -> (Self, Commands, mpsc::Receiver<Fact>) {
+    pub fn new(
+        config: RunConfig,
+        token: Token,
+        logs: Logs,
+    ) -> (Self, Commands, mpsc::Receiver<Fact>) {
+        Self::known(config, token, Boot::default(), logs)
+    }
+
+    /// The same for an agent that had its first answer from another supervisor.
+    #[must_use]
+    pub fn known(
+        config: RunConfig,
+        token: Token,
+        boot: Boot,
+        logs: Logs,
+    ) -> (Self, Commands, mpsc::Receiver<Fact>) {
         let (facts, queue) = mpsc::channel(QUEUE);
-        let (commands, shutdown) = watch::channel(None);
+        let (orders, watched) = watch::channel(Orders::default());
         let state = State {
             calls: Bucket::new(CALLS, Duration::ZERO),
             agent: None,
+            boot,
             beat: None,
+            told: None,
         };
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             config,
+            token,
             facts,
             logs,
-            shutdown,
+            orders: watched,
             watchers: watch::Sender::new(0),
             state: Mutex::new(state),
             begun: Instant::now(),
+        });
+        let commands = Commands {
+            orders,
+            shared: Arc::clone(&shared),
         };
-        (Self(Arc::new(shared)), Commands(commands), queue)
+        (Self(shared), commands, queue)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state)
     }
 
-    /// Refuses a call that is one too many, or not of the agent. `hello` makes its caller the agent, if there is none.
-    fn admit<T>(&self, request: &Request<T>, hello: bool) -> Result<(), Status> {
+    /// Refuses a call that is one too many, or not of the agent. A hello makes its caller the agent, if it may.
+    fn admit<T>(&self, request: &Request<T>, hello: Option<&HelloRequest>) -> Result<(), Status> {
         let caller = caller(request)?;
+        let now = self.0.begun.elapsed();
         let mut state = self.state();
-        match &state.agent {
-            None if !hello => {
-                return Err(self.refuse(caller, Status::failed_precondition("say hello first")));
+        let standing = match state.agent.as_ref().and_then(Weak::upgrade) {
+            None => Standing::Vacant,
+            Some(agent) if agent.id == caller.0.id => Standing::Own,
+            Some(_) => Standing::Other,
+        };
+        let admitted = match hello {
+            Some(hello) => {
+                let boot_id = printable(hello.boot_id.as_bytes(), MAX_WORD);
+                state
+                    .boot
+                    .hello(&boot_id, &hello.token, &self.0.token, standing)
             }
-            Some(agent) if agent.upgrade().is_some_and(|agent| agent.id != caller.0.id) => {
-                let status = Status::permission_denied("another connection is the agent's");
-                return Err(self.refuse(caller, status));
+            None => state.boot.call(standing),
+        };
+        if let Err(refusal) = admitted {
+            let tell = refusal == Refusal::NoToken
+                && state
+                    .told
+                    .is_none_or(|told| now.saturating_sub(told) >= TELL);
+            if tell {
+                state.told = Some(now);
             }
-            _ => {}
+            drop(state);
+            if tell {
+                self.0.logs.warn(
+                    "a process in the guest said hello, but is not the agent: it does not know the agent's token"
+                        .to_owned(),
+                );
+            }
+            return Err(self.refuse(caller, status(refusal)));
         }
-        if !state.calls.take(1, self.0.begun.elapsed()) {
+        if !state.calls.take(1, now) {
             return Err(Status::resource_exhausted("too many calls"));
         }
         state.agent = Some(Arc::downgrade(&caller.0));
@@ -159,7 +242,7 @@ impl AgentHostService for Agent {
             let status = Status::invalid_argument("the boot id has 1 to 64 bytes");
             return Err(self.refuse(caller(&request)?, status));
         }
-        self.admit(&request, true)?;
+        self.admit(&request, Some(request.get_ref()))?;
         let hello = request.into_inner();
         if hello.protocol != PROTOCOL {
             let cause = format!(
@@ -176,8 +259,11 @@ impl AgentHostService for Agent {
         })
         .await?;
         Ok(Response::new(HelloResponse {
-            run_config: Some(self.0.config.clone()),
-            token: Vec::new(),
+            run_config: Some(RunConfig {
+                time_unix_ns: now_unix_ns(),
+                ..self.0.config.clone()
+            }),
+            token: self.0.token.as_bytes().to_vec(),
         }))
     }
 
@@ -185,7 +271,7 @@ impl AgentHostService for Agent {
         &self,
         request: Request<ReportRequest>,
     ) -> Result<Response<ReportResponse>, Status> {
-        self.admit(&request, false)?;
+        self.admit(&request, None)?;
         let report = request.into_inner().report;
         let report = report.ok_or_else(|| Status::invalid_argument("the report is empty"))?;
         self.tell(fact(report)).await?;
@@ -196,7 +282,7 @@ impl AgentHostService for Agent {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
-        self.admit(&request, false)?;
+        self.admit(&request, None)?;
         let now = self.0.begun.elapsed();
         let due = {
             let mut state = self.state();
@@ -224,7 +310,7 @@ impl AgentHostService for Agent {
         &self,
         request: Request<Streaming<SendLogsRequest>>,
     ) -> Result<Response<SendLogsResponse>, Status> {
-        self.admit(&request, false)?;
+        self.admit(&request, None)?;
         let mut lines = request.into_inner();
         let mut taken = 0;
         while let Some(line) = lines.message().await? {
@@ -251,31 +337,58 @@ impl AgentHostService for Agent {
         &self,
         request: Request<WatchCommandsRequest>,
     ) -> Result<Response<Self::WatchCommandsStream>, Status> {
-        self.admit(&request, false)?;
+        self.admit(&request, None)?;
         self.0.watchers.send_modify(|watchers| *watchers += 1);
         let watchers = self.0.watchers.subscribe();
         let commands = stream::unfold(
-            (self.0.shutdown.clone(), watchers, false),
-            |(mut shutdown, mut watchers, told)| async move {
-                let asked = async {
-                    match shutdown.wait_for(|grace| grace.is_some() && !told).await {
-                        Ok(grace) => *grace,
-                        // The supervisor is gone, and with it the VM.
-                        Err(_) => None,
-                    }
-                };
-                // `changed` sees what comes after `subscribe`: a newer stream.
-                let grace_ms = tokio::select! {
-                    asked = asked => asked?,
+            (self.0.orders.clone(), watchers, Orders::default()),
+            |(mut orders, mut watchers, told)| async move {
+                // `changed` sees what comes after `subscribe`: a newer stream. Without orders the supervisor is gone.
+                let (asked, told) = tokio::select! {
+                    asked = orders.wait_for(|orders| *orders != told) => next(*asked.ok()?, told),
                     _ = watchers.changed() => return None,
                 };
                 let response = WatchCommandsResponse {
-                    command: Some(Command::Shutdown(Shutdown { grace_ms })),
+                    command: Some(asked),
                 };
-                Some((Ok(response), (shutdown, watchers, true)))
+                Some((Ok(response), (orders, watchers, told)))
             },
         );
         Ok(Response::new(Box::pin(commands)))
+    }
+}
+
+/// The first command of `orders` that is not told yet, and what is told then.
+fn next(orders: Orders, told: Orders) -> (Command, Orders) {
+    match orders.shutdown {
+        Some(grace_ms) if told.shutdown.is_none() => {
+            let told = Orders {
+                shutdown: orders.shutdown,
+                ..told
+            };
+            (Command::Shutdown(Shutdown { grace_ms }), told)
+        }
+        _ => {
+            let time_unix_ns = now_unix_ns();
+            (Command::SetClock(SetClock { time_unix_ns }), orders)
+        }
+    }
+}
+
+fn now_unix_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn status(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::NotGreeted => Status::failed_precondition("say hello first"),
+        Refusal::OtherConnection => Status::permission_denied("another connection is the agent's"),
+        Refusal::NoToken => Status::permission_denied("this is not the agent's token"),
     }
 }
 
@@ -284,18 +397,26 @@ fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
     caller.ok_or_else(|| Status::internal("the connection is not known"))
 }
 
+fn exit(exited: WorkloadExited) -> WorkloadExit {
+    WorkloadExit {
+        code: u8::try_from(exited.code).unwrap_or(u8::MAX),
+        signal: exited.signal,
+        out_of_memory: exited.out_of_memory,
+    }
+}
+
 fn fact(report: Report) -> Fact {
     match report {
         Report::WorkloadStarted(started) => Fact::WorkloadStarted { pid: started.pid },
-        Report::WorkloadExited(exited) => Fact::WorkloadExited(WorkloadExit {
-            code: u8::try_from(exited.code).unwrap_or(u8::MAX),
-            signal: exited.signal,
-        }),
+        Report::WorkloadExited(exited) => Fact::WorkloadExited(exit(exited)),
         Report::Fatal(fatal) => Fact::Fatal(printable(fatal.cause.as_bytes(), MAX_CAUSE)),
         Report::Ready(_) => Fact::Ready,
-        Report::WorkloadRestarting(restarting) => Fact::WorkloadRestarting {
+        Report::WorkloadRestarting(restarting) => Fact::WorkloadRestarting(Restarting {
+            exit: exit(restarting.exit.unwrap_or_default()),
             restarts: restarting.restarts,
-        },
+            delay: Duration::from_millis(restarting.delay_ms.into()),
+            unhealthy: restarting.unhealthy,
+        }),
         Report::HealthChanged(health) => Fact::Health {
             healthy: health.healthy,
             detail: printable(health.detail.as_bytes(), MAX_CAUSE),
@@ -307,7 +428,7 @@ fn fact(report: Report) -> Fact {
             Reason::GuestPoweroff | Reason::Unspecified => DownReason::PowerOff,
             Reason::GuestReboot => DownReason::Reboot,
             Reason::Fatal => DownReason::Fatal,
-            Reason::Unhealthy => DownReason::WorkloadExited,
+            Reason::Unhealthy => DownReason::Unhealthy,
         }),
     }
 }

@@ -3,9 +3,11 @@
 //! The guest is hostile: connections, calls, sizes and times are bounded here, and nothing that it sends is believed
 //! beyond its own VM. Past this face there are [`Fact`]s; what they mean is the supervisor's matter.
 
+mod admission;
 mod connection;
 mod face;
 
+pub use admission::{Boot, Token, TokenError};
 pub use connection::Door;
 pub use face::{Agent, Commands};
 
@@ -42,14 +44,23 @@ pub enum Fact {
     GoingDown(DownReason),
     /// The workload is healthy for the first time in this boot.
     Ready,
-    WorkloadRestarting {
-        restarts: u32,
-    },
+    WorkloadRestarting(Restarting),
     Health {
         healthy: bool,
         detail: String,
     },
     Heartbeat(Heartbeat),
+}
+
+/// The workload ended, and is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restarting {
+    pub exit: WorkloadExit,
+    /// How often in this boot, with this one.
+    pub restarts: u32,
+    pub delay: Duration,
+    /// The agent ended it, as its health check failed.
+    pub unhealthy: bool,
 }
 
 /// How the guest is.

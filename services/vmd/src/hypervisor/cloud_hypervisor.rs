@@ -26,14 +26,15 @@ use tokio::{
     time::timeout,
 };
 use volant_service::inherit;
+use volant_spec::Resources;
 
 use self::{
     api::{Api, ApiError},
-    config::{Plan, machine, network_card},
+    config::{Plan, machine, network_card, resize, room},
     events::Event,
 };
 use super::{
-    Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, VmmExit,
+    Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, ResizeError, VmmExit,
     frames::Frames,
     process::{Exit, Process},
     remove,
@@ -90,9 +91,11 @@ impl CloudHypervisor {
                 (disk.serial, file, disk.is_read_only)
             })
             .collect();
+        let room = room(spec.resources);
         let machine = machine(&Plan {
             uuid: &spec.uuid,
             resources: spec.resources,
+            room,
             kernel: inherit(&mut command, spec.kernel),
             initramfs: spec
                 .initramfs
@@ -113,6 +116,9 @@ impl CloudHypervisor {
             api: Api::new(api_socket),
             events: Some(Frames::new(events, events::MARK)),
             farewell: None,
+            is_paused: false,
+            boot: spec.resources,
+            room,
             ended: None,
         };
         let nic = spec.nic.map(|nic| (network_card(&nic.mac), nic.tap));
@@ -168,6 +174,11 @@ struct CloudHypervisorControl {
     events: Option<Frames<pipe::Receiver>>,
     /// Under way once the machine is gone: whether the process went on and ended because it was asked to.
     farewell: Option<JoinHandle<bool>>,
+    /// It refuses to pause what is paused, and to resume what runs.
+    is_paused: bool,
+    boot: Resources,
+    /// Up to what the machine can grow.
+    room: Resources,
     ended: Option<VmmExit>,
 }
 
@@ -222,6 +233,20 @@ impl CloudHypervisorControl {
         }
     }
 
+    async fn act(
+        &self,
+        request: &str,
+        body: Option<Value>,
+        act: &'static str,
+    ) -> Result<(), ControlError> {
+        let asked = self.api.put(request, body, None, COMMAND_DEADLINE).await;
+        asked.map_err(|error| ControlError {
+            program: PROGRAM,
+            act,
+            message: error.to_string(),
+        })
+    }
+
     /// The next event that matters; pends once there are no more. May be dropped and called again.
     async fn event(events: &mut Option<Frames<pipe::Receiver>>) -> Event {
         while let Some(frames) = events {
@@ -264,14 +289,32 @@ impl CloudHypervisorControl {
 #[async_trait]
 impl Control for CloudHypervisorControl {
     async fn press_power_button(&mut self) -> Result<(), ControlError> {
-        self.api
-            .put("vm.power-button", None, None, COMMAND_DEADLINE)
+        self.act("vm.power-button", None, "press the power button")
             .await
-            .map_err(|error| ControlError {
-                program: PROGRAM,
-                act: "press the power button",
-                message: error.to_string(),
-            })
+    }
+
+    async fn pause(&mut self) -> Result<(), ControlError> {
+        if self.is_paused {
+            return Ok(());
+        }
+        self.act("vm.pause", None, "pause the guest").await?;
+        self.is_paused = true;
+        Ok(())
+    }
+
+    async fn resume(&mut self) -> Result<(), ControlError> {
+        if !self.is_paused {
+            return Ok(());
+        }
+        self.act("vm.resume", None, "resume the guest").await?;
+        self.is_paused = false;
+        Ok(())
+    }
+
+    async fn resize(&mut self, from: Resources, to: Resources) -> Result<(), ResizeError> {
+        let wanted = resize(self.boot, from, to, self.room).map_err(ResizeError::Unsupported)?;
+        let act = "resize the machine";
+        Ok(self.act("vm.resize", Some(wanted), act).await?)
     }
 
     async fn wait(&mut self) -> VmmExit {

@@ -154,6 +154,24 @@ pub trait Control: fmt::Debug + Send {
     /// The VMM does not answer, or has no such button.
     async fn press_power_button(&mut self) -> Result<(), ControlError>;
 
+    /// Stops the guest's CPUs, and its clocks with them. Does nothing when they stand still.
+    ///
+    /// # Errors
+    /// The VMM does not answer, or refuses.
+    async fn pause(&mut self) -> Result<(), ControlError>;
+
+    /// Lets them go on. Does nothing when they run.
+    ///
+    /// # Errors
+    /// As for [`Control::pause`].
+    async fn resume(&mut self) -> Result<(), ControlError>;
+
+    /// Gives the running machine, which has the resources `from`, others.
+    ///
+    /// # Errors
+    /// The VMM cannot do it at all, and nothing was changed; or it did not do it.
+    async fn resize(&mut self, from: Resources, to: Resources) -> Result<(), ResizeError>;
+
     /// Resolves when the VMM has ended, or a process that it cannot do without. May be dropped and called again.
     async fn wait(&mut self) -> VmmExit;
 
@@ -223,6 +241,16 @@ pub struct ControlError {
     pub program: &'static str,
     pub act: &'static str,
     pub message: String,
+}
+
+/// Why a machine has the resources that it had.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// For good, and why; nothing was changed.
+    #[error("{0}")]
+    Unsupported(String),
+    #[error(transparent)]
+    Control(#[from] ControlError),
 }
 
 /// Removes a socket that an earlier run left.

@@ -19,13 +19,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 use volant_service::{TscSample, inherit};
+use volant_spec::Resources;
 
 use self::{
     arguments::{Disk, Plan, arguments},
     vsock::Vsock,
 };
 use super::{
-    Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, VmmExit,
+    Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, ResizeError, VmmExit,
     detect::Accel,
     process::{Exit, Process},
     qmp::{Qmp, QmpError, Shutdown},
@@ -198,6 +199,15 @@ impl QemuControl {
         }
     }
 
+    async fn command(&mut self, name: &str, act: &'static str) -> Result<(), ControlError> {
+        let done = self.qmp.command(name, COMMAND_DEADLINE).await;
+        done.map_err(|error| ControlError {
+            program: QEMU,
+            act,
+            message: error.to_string(),
+        })
+    }
+
     async fn end_of_qemu(&mut self, exit: Exit) -> VmmExit {
         let _ = timeout(LAST_WORDS, self.qmp.closed()).await;
         match (exit, self.qmp.shutdown()) {
@@ -211,14 +221,22 @@ impl QemuControl {
 #[async_trait]
 impl Control for QemuControl {
     async fn press_power_button(&mut self) -> Result<(), ControlError> {
-        self.qmp
-            .command("system_powerdown", COMMAND_DEADLINE)
+        self.command("system_powerdown", "press the power button")
             .await
-            .map_err(|error| ControlError {
-                program: QEMU,
-                act: "press the power button",
-                message: error.to_string(),
-            })
+    }
+
+    async fn pause(&mut self) -> Result<(), ControlError> {
+        self.command("stop", "pause the guest").await
+    }
+
+    async fn resume(&mut self) -> Result<(), ControlError> {
+        self.command("cont", "resume the guest").await
+    }
+
+    async fn resize(&mut self, _from: Resources, _to: Resources) -> Result<(), ResizeError> {
+        Err(ResizeError::Unsupported(
+            "QEMU's microvm machine has no slots for more CPUs or memory while it runs".to_owned(),
+        ))
     }
 
     async fn wait(&mut self) -> VmmExit {

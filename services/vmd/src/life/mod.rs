@@ -1,9 +1,10 @@
 //! The life of a VM as a state machine: pure, total, without clock.
 //!
 //! ```text
-//!            Launched        hello, workload started
-//!  Starting ─────────▶ Booting ─────────▶ Running
-//!     ▲                   │                  │  stop asked, or the guest goes down by itself
+//!            Launched            hello, ready         paused
+//!  Starting ─────────▶ Booting ─────────▶ Running ◀────────▶ Paused
+//!     ▲                   │                  │      resumed     │
+//!     │                   │                  │ ◀────────────────┘  stop asked, or the guest goes down by itself
 //!     │ reboot            └───────┬──────────┘
 //!     └──────────────────────  Stopping: Agent ▶ Button ▶ Kill,  or Guest ▶ Kill
 //!                                 │ the VMM ended
@@ -12,11 +13,15 @@
 //! ```
 //! [`Life::request`] takes what somebody wants, [`Life::observe`] what happened; both answer with the effects that the
 //! supervisor carries out. Every step but the last has a [`Life::patience`], after which [`Event::Overdue`] is
-//! observed: nothing waits for ever.
+//! observed: nothing waits for ever, but for somebody who paused it.
 
+mod news;
 mod terms;
+mod times;
 
-pub use terms::{DownReason, Effect, Event, Request, Rung, Step, Times};
+pub use news::{News, news};
+pub use terms::{Denied, DownReason, Effect, Event, Request, Rung, Step};
+pub use times::{BUTTON_PRESSES, STOP_TIMEOUT, Times};
 
 use std::time::Duration;
 
@@ -28,7 +33,6 @@ use crate::{
 /// More reboots than this within [`REBOOT_WINDOW`] end the VM.
 pub const MAX_REBOOTS: usize = 5;
 pub const REBOOT_WINDOW: Duration = Duration::from_secs(60);
-const BUTTON_PRESSES: u8 = 3;
 
 /// What was learnt of the guest since its boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +40,9 @@ struct Seen {
     launched: bool,
     boot_id: Option<String>,
     started: bool,
+    ready: bool,
+    /// What the health check said last, when it said that the workload is not well.
+    ill: Option<String>,
     exited: Option<WorkloadExit>,
     fatal: Option<String>,
     going_down: Option<DownReason>,
@@ -63,6 +70,8 @@ pub struct Life {
     agent_called: bool,
     /// When, on the clock of `observe`.
     reboots: Vec<Duration>,
+    /// All of them.
+    rebooted: u32,
 }
 
 impl Life {
@@ -78,6 +87,7 @@ impl Life {
             ready_said: false,
             agent_called: false,
             reboots: Vec::new(),
+            rebooted: 0,
         };
         (life, vec![Effect::Launch])
     }
@@ -92,7 +102,7 @@ impl Life {
         match self.step {
             Step::Starting => "starting",
             Step::Booting { .. } => "booting",
-            Step::Running => "running",
+            Step::Running | Step::Paused => "running",
             Step::Stopping(_) => "stopping",
             Step::Ended(_) => "ended",
         }
@@ -104,7 +114,13 @@ impl Life {
         self.reboots.len()
     }
 
-    /// How long the present step may last; `None` at the end alone.
+    /// How often the guest was rebooted.
+    #[must_use]
+    pub fn rebooted(&self) -> u32 {
+        self.rebooted
+    }
+
+    /// How long the present step may last; `None` at the end, and as long as somebody has it paused.
     #[must_use]
     pub fn patience(&self) -> Option<Duration> {
         let times = &self.times;
@@ -116,14 +132,33 @@ impl Life {
             Step::Stopping(Rung::Button(_)) => Some(times.button),
             Step::Stopping(Rung::Guest) => Some(times.guest),
             Step::Stopping(Rung::Kill) => Some(times.kill),
-            Step::Ended(_) => None,
+            Step::Paused | Step::Ended(_) => None,
         }
     }
 
-    /// Takes a wish; one that is under way already does nothing.
+    /// Takes a wish; one that is under way, or is so already, does nothing.
+    ///
+    /// # Errors
+    /// It cannot be now. A stop always can.
+    pub fn request(self, request: Request) -> Result<(Self, Vec<Effect>), Denied> {
+        match (request, &self.step) {
+            (Request::Stop, _) => Ok(self.stop()),
+            (Request::Pause, Step::Running) => Ok((self, vec![Effect::Pause])),
+            (Request::Resume, Step::Paused) => Ok((self, vec![Effect::Resume])),
+            (Request::Pause, Step::Paused) | (Request::Resume, Step::Running) => {
+                Ok((self, Vec::new()))
+            }
+            (Request::Pause | Request::Resume, Step::Starting | Step::Booting { .. }) => {
+                Err(Denied::Boots)
+            }
+            (Request::Pause | Request::Resume, Step::Stopping(_)) => Err(Denied::Stops),
+            (Request::Pause | Request::Resume, Step::Ended(_)) => Err(Denied::Ended),
+        }
+    }
+
+    /// Stops the VM, gracefully if there is somebody to ask.
     #[must_use]
-    pub fn request(mut self, request: Request) -> (Self, Vec<Effect>) {
-        let Request::Stop = request;
+    pub fn stop(mut self) -> (Self, Vec<Effect>) {
         self.stop_asked = true;
         match self.step {
             // A launch that is under way is given up; its processes die with the supervisor.
@@ -133,6 +168,10 @@ impl Life {
             Step::Booting { greeted: true } | Step::Running => {
                 self.step = Step::Stopping(Rung::Agent);
                 (self, vec![Effect::AskAgent])
+            }
+            Step::Paused => {
+                self.step = Step::Stopping(Rung::Agent);
+                (self, vec![Effect::Resume, Effect::AskAgent])
             }
             Step::Stopping(_) | Step::Ended(_) => (self, Vec::new()),
         }
@@ -156,6 +195,17 @@ impl Life {
             } => return self.end(Ended::VmmFailed { cause }),
             Event::Hello { boot_id } => return self.greeted(boot_id, at),
             Event::WorkloadStarted => self.seen.started = self.seen.boot_id.is_some(),
+            Event::Ready => {
+                self.seen.ready = self.seen.boot_id.is_some();
+                self.seen.ill = None;
+            }
+            Event::Health { healthy, detail } => self.seen.ill = (!healthy).then_some(detail),
+            Event::Paused => {
+                if self.step == Step::Running {
+                    self.step = Step::Paused;
+                }
+            }
+            Event::Resumed => return self.resumed(),
             Event::WorkloadExited(exit) => {
                 self.seen.exited.get_or_insert(exit);
                 return self.goes_down();
@@ -188,7 +238,7 @@ impl Life {
         if !matches!(self.step, Step::Starting | Step::Booting { .. }) || !self.seen.launched {
             return (self, Vec::new());
         }
-        if !self.seen.started {
+        if !self.seen.ready {
             self.step = Step::Booting {
                 greeted: self.seen.boot_id.is_some(),
             };
@@ -214,8 +264,8 @@ impl Life {
                 self.seen.boot_id = Some(boot_id);
                 self.advance()
             }
-            // The guest is on its way down: a new boot is stopped as the old one was.
-            Some(_) if matches!(self.step, Step::Stopping(_)) => (self, Vec::new()),
+            // The guest is on its way down, and a new boot is stopped as the old one was; or it stands still, and said this before.
+            Some(_) if matches!(self.step, Step::Stopping(_) | Step::Paused) => (self, Vec::new()),
             // The machine was reset, and the VMM went on with it.
             Some(_) => {
                 if let Some(panicked) = self.panicked() {
@@ -235,10 +285,28 @@ impl Life {
         }
     }
 
-    /// The guest told that it will not go on; it gets some time to end by itself.
+    /// The guest told that it will not go on; it gets some time to end by itself, once it can.
     fn goes_down(mut self) -> (Self, Vec<Effect>) {
-        if !matches!(self.step, Step::Stopping(_)) {
+        if !matches!(self.step, Step::Stopping(_) | Step::Paused) {
             self.step = Step::Stopping(Rung::Guest);
+        }
+        (self, Vec::new())
+    }
+
+    fn resumed(mut self) -> (Self, Vec<Effect>) {
+        if self.step != Step::Paused {
+            return (self, Vec::new());
+        }
+        self.step = Step::Running;
+        let Seen {
+            exited,
+            fatal,
+            going_down,
+            ..
+        } = &self.seen;
+        // It said so before it was paused.
+        if exited.is_some() || fatal.is_some() || going_down.is_some() {
+            return self.goes_down();
         }
         (self, Vec::new())
     }
@@ -255,8 +323,7 @@ impl Life {
                 self.kill(Some(Fate::End(ended)))
             }
             Step::Booting { greeted: true } => {
-                let seconds = times.workload_start.as_secs();
-                let ended = self.panicked().unwrap_or(Ended::NoWorkload { seconds });
+                let ended = self.panicked().unwrap_or_else(|| self.not_ready());
                 self.kill(Some(Fate::End(ended)))
             }
             Step::Running => {
@@ -282,7 +349,23 @@ impl Life {
                 );
                 self.end(Ended::VmmFailed { cause })
             }
-            Step::Ended(_) => (self, Vec::new()),
+            Step::Paused | Step::Ended(_) => (self, Vec::new()),
+        }
+    }
+
+    /// The end of a guest whose agent called, and whose workload did not become ready.
+    fn not_ready(&self) -> Ended {
+        let seconds = self.times.workload_start.as_secs();
+        if !self.seen.started {
+            return Ended::NoWorkload { seconds };
+        }
+        let why = self
+            .seen
+            .ill
+            .as_deref()
+            .unwrap_or("its health check said nothing");
+        Ended::Unhealthy {
+            detail: format!("not ready within {seconds} s: {why}"),
         }
     }
 
@@ -321,6 +404,9 @@ impl Life {
             (Some(DownReason::Fatal), _, _) => Fate::End(Ended::AgentFatal {
                 cause: "it gave no cause".to_owned(),
             }),
+            (Some(DownReason::Unhealthy), _, _) => Fate::End(Ended::Unhealthy {
+                detail: self.seen.ill.clone().unwrap_or_default(),
+            }),
             (Some(_), _, _) => Fate::End(down()),
             (None, Some(panicked), VmmExit::GuestReset) => Fate::End(panicked),
             // A reset without a word, by a workload that goes past its init.
@@ -358,6 +444,7 @@ impl Life {
         self.reboots
             .retain(|earlier| at.saturating_sub(*earlier) < REBOOT_WINDOW);
         self.reboots.push(at);
+        self.rebooted = self.rebooted.saturating_add(1);
         (self.reboots.len() > MAX_REBOOTS).then(|| Ended::RebootLoop {
             reboots: self.reboots.len(),
             seconds: REBOOT_WINDOW.as_secs(),

@@ -1,48 +1,9 @@
 //! The words of a VM's life: its steps, what is asked, what happens, what is to be done.
 
-use std::time::Duration;
-
 use crate::{
     ended::{Ended, WorkloadExit},
     hypervisor::VmmExit,
 };
-
-/// How long each step may last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
-    /// From the VMM's start to the agent's hello.
-    pub boot: Duration,
-    /// From the hello to the workload's start.
-    pub workload_start: Duration,
-    /// Between two heartbeats.
-    pub silence: Duration,
-    /// What the workload may take from its stop signal to its end.
-    pub grace: Duration,
-    /// What the agent may take beyond the workload's grace.
-    pub agent: Duration,
-    /// Between two presses of the power button.
-    pub button: Duration,
-    /// What a guest may take that goes down by itself.
-    pub guest: Duration,
-    /// From SIGKILL to the VMM's end.
-    pub kill: Duration,
-}
-
-impl Times {
-    #[must_use]
-    pub fn new(boot: Duration, grace: Duration) -> Self {
-        Self {
-            boot,
-            workload_start: Duration::from_secs(30),
-            silence: Duration::from_secs(30),
-            grace,
-            agent: Duration::from_secs(5),
-            button: Duration::from_secs(2),
-            guest: Duration::from_secs(30),
-            kill: Duration::from_secs(10),
-        }
-    }
-}
 
 /// Where the VM's life is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +14,8 @@ pub enum Step {
         greeted: bool,
     },
     Running,
+    /// The guest's CPUs stand still.
+    Paused,
     Stopping(Rung),
     Ended(Ended),
 }
@@ -70,6 +33,17 @@ pub enum Rung {
 }
 
 impl Rung {
+    /// For `VOLANT_RUNG=`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Agent => "agent",
+            Self::Button(_) => "button",
+            Self::Kill => "kill",
+        }
+    }
+
     /// What it did, for the end of "stopped: ".
     #[must_use]
     pub fn as_past(self) -> &'static str {
@@ -91,12 +65,30 @@ pub enum DownReason {
     PowerOff,
     Reboot,
     Fatal,
+    Unhealthy,
 }
 
 /// What somebody wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     Stop,
+    /// Once it is carried out, [`Event::Paused`] is observed.
+    Pause,
+    /// Once it is carried out, [`Event::Resumed`] is observed.
+    Resume,
+}
+
+/// Why a wish is not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error("the VM boots: wait until it is ready")]
+    Boots,
+    #[error("the VM is being stopped")]
+    Stops,
+    #[error("the VM is at its end")]
+    Ended,
+    #[error("the VM is paused: resume it first")]
+    Paused,
 }
 
 /// What happened. A fact cannot be refused; a late one changes nothing.
@@ -111,6 +103,15 @@ pub enum Event {
         boot_id: String,
     },
     WorkloadStarted,
+    /// The workload runs and is healthy.
+    Ready,
+    /// What its health check says now, and why.
+    Health {
+        healthy: bool,
+        detail: String,
+    },
+    Paused,
+    Resumed,
     WorkloadExited(WorkloadExit),
     Fatal(String),
     GoingDown(DownReason),
@@ -128,8 +129,12 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     Launch,
-    /// The workload runs for the first time.
+    /// The workload is ready for the first time.
     SayReady,
+    /// Stop the guest's CPUs; [`Event::Paused`] when it is done.
+    Pause,
+    /// Let them go on, and have the clock set; [`Event::Resumed`] when it is done.
+    Resume,
     AskAgent,
     PressPowerButton,
     Kill,

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod bus;
+pub mod guest;
 pub mod services;
 
 use std::{
@@ -19,7 +20,7 @@ use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{UnixDatagram, UnixStream},
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -27,7 +28,11 @@ use tonic::transport::{Channel, Endpoint};
 use vmd::{
     agent,
     ended::Ended,
-    hypervisor::{Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, VmmExit},
+    handle::Handle,
+    happening::Happening,
+    hypervisor::{
+        Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, ResizeError, VmmExit,
+    },
     journal::Journal,
     life::Times,
     live::Live,
@@ -35,13 +40,16 @@ use vmd::{
     supervise,
 };
 use volant_proto::agent::v1::{
-    Fatal, GoingDown, HelloRequest, HelloResponse, PROTOCOL, ReportRequest, RunConfig, Workload,
-    WorkloadExited, WorkloadStarted, agent_host_service_client::AgentHostServiceClient,
+    Fatal, GoingDown, HelloRequest, HelloResponse, PROTOCOL, Ready, ReportRequest, RunConfig,
+    Workload, WorkloadExited, WorkloadStarted, agent_host_service_client::AgentHostServiceClient,
     going_down::Reason, report_request::Report,
 };
 use volant_spec::Resources;
 
 pub const LONG: Duration = Duration::from_secs(20);
+
+/// The agent's, of every VM here.
+pub const TOKEN: [u8; 32] = [7; 32];
 
 /// A hypervisor without a machine: the test plays the guest.
 #[derive(Clone, Debug)]
@@ -55,6 +63,12 @@ struct Fake {
     exit: watch::Sender<Option<VmmExit>>,
     console: Mutex<Option<UnixStream>>,
     missing: AtomicBool,
+    /// What was asked of its control, and done.
+    acts: Mutex<Vec<String>>,
+    /// Of the last launch.
+    resources: Mutex<Resources>,
+    /// It does nothing that it is asked.
+    refuses: AtomicBool,
     /// The guest powers off when the button is pressed.
     hears_button: AtomicBool,
 }
@@ -68,6 +82,9 @@ impl FakeHypervisor {
             exit: watch::Sender::new(None),
             console: Mutex::new(None),
             missing: AtomicBool::new(false),
+            acts: Mutex::default(),
+            resources: Mutex::default(),
+            refuses: AtomicBool::new(false),
             hears_button: AtomicBool::new(false),
         }))
     }
@@ -79,6 +96,30 @@ impl FakeHypervisor {
 
     pub fn be_missing(&self) {
         self.0.missing.store(true, Ordering::Relaxed);
+    }
+
+    pub fn refuse(&self, refuses: bool) {
+        self.0.refuses.store(refuses, Ordering::Relaxed);
+    }
+
+    pub fn resources(&self) -> Resources {
+        *self.0.resources.lock().unwrap()
+    }
+
+    pub fn acts(&self) -> Vec<String> {
+        self.0.acts.lock().unwrap().clone()
+    }
+
+    fn acted(&self, act: &str) -> Result<(), ControlError> {
+        if self.0.refuses.load(Ordering::Relaxed) {
+            return Err(ControlError {
+                program: "fake",
+                act: "do it",
+                message: "it refuses".to_owned(),
+            });
+        }
+        self.0.acts.lock().unwrap().push(act.to_owned());
+        Ok(())
     }
 
     pub fn hear_the_button(&self) {
@@ -112,7 +153,7 @@ impl Hypervisor for FakeHypervisor {
         "fake"
     }
 
-    async fn launch(&self, _spec: MachineSpec) -> Result<Machine, LaunchError> {
+    async fn launch(&self, spec: MachineSpec) -> Result<Machine, LaunchError> {
         if self.0.missing.load(Ordering::Relaxed) {
             return Err(LaunchError::NotInstalled {
                 program: "fake",
@@ -122,6 +163,7 @@ impl Hypervisor for FakeHypervisor {
         let (ours, console) = UnixStream::pair().unwrap();
         *self.0.console.lock().unwrap() = Some(ours);
         self.0.exit.send_replace(None);
+        *self.0.resources.lock().unwrap() = spec.resources;
         self.0.launches.send_modify(|launches| *launches += 1);
         Ok(Machine {
             pid: 4242,
@@ -142,6 +184,23 @@ impl Control for FakeControl {
             self.0.exit(VmmExit::GuestPowerOff);
         }
         Ok(())
+    }
+
+    async fn pause(&mut self) -> Result<(), ControlError> {
+        self.0.acted("pause")
+    }
+
+    async fn resume(&mut self) -> Result<(), ControlError> {
+        self.0.acted("resume")
+    }
+
+    async fn resize(&mut self, _from: Resources, to: Resources) -> Result<(), ResizeError> {
+        if to.cpu_cores > 8 {
+            return Err(ResizeError::Unsupported("no more than 8 CPUs".to_owned()));
+        }
+        Ok(self
+            .0
+            .acted(&format!("resize {} {}", to.cpu_cores, to.memory_mb))?)
     }
 
     async fn wait(&mut self) -> VmmExit {
@@ -219,6 +278,8 @@ pub struct Supervised {
     pub vmm: FakeHypervisor,
     pub journal: FakeJournal,
     pub live: watch::Receiver<Live>,
+    pub handle: Handle,
+    pub happenings: mpsc::Receiver<Happening>,
     stop: Option<oneshot::Sender<()>>,
     run: JoinHandle<Ended>,
     writer: Writer,
@@ -259,6 +320,8 @@ impl Supervised {
             kernel: null(),
             initramfs: Some(null()),
             rootfs: Some(null()),
+            disks: Vec::new(),
+            shares: Vec::new(),
             nic: None,
             cid: 3,
             run_dir: folder.path().to_owned(),
@@ -267,10 +330,19 @@ impl Supervised {
         let live = Live {
             address: "192.168.127.2".to_owned(),
             vmm_short: "fake (none)".to_owned(),
+            health: "starting",
             ..Live::default()
         };
         let (live, watched) = watch::channel(live);
+        let (handle, asks) = Handle::new(
+            watched.clone(),
+            spec.vsock.clone(),
+            agent::Token::known(TOKEN),
+        );
+        let (events, happenings) = mpsc::channel(64);
         let vm = supervise::Vm {
+            asks,
+            events,
             hypervisor: Arc::new(vmm.clone()),
             spec,
             run_config: RunConfig {
@@ -281,8 +353,10 @@ impl Supervised {
                 }),
                 ..RunConfig::default()
             },
+            token: agent::Token::known(TOKEN),
             times,
             logs,
+            console: vmd::console::Hub::default(),
             live,
         };
         let (stop, asked) = oneshot::channel::<()>();
@@ -298,10 +372,25 @@ impl Supervised {
             vmm: vmm.clone(),
             journal,
             live: watched,
+            handle,
+            happenings,
             stop: Some(stop),
             run,
             writer,
         }
+    }
+
+    /// Waits for something to have happened, and gives it.
+    pub async fn happened(&mut self, what: &str) -> Happening {
+        let find = async {
+            loop {
+                let happening = self.happenings.recv().await.unwrap();
+                if happening.what == what {
+                    return happening;
+                }
+            }
+        };
+        timeout(LONG, find).await.expect(what)
     }
 
     /// A VM whose guest says all that a good guest says.
@@ -311,6 +400,7 @@ impl Supervised {
         let mut agent = vm.agent().await;
         agent.hello("boot-1").await.unwrap();
         agent.started(42).await;
+        agent.ready().await;
         vm.phase("running").await;
         (vm, agent)
     }
@@ -375,6 +465,20 @@ impl FakeAgent {
         Ok(self.0.hello(hello).await?.into_inner())
     }
 
+    pub async fn hello_as(
+        &mut self,
+        boot: &str,
+        token: &[u8],
+    ) -> Result<HelloResponse, tonic::Status> {
+        let hello = HelloRequest {
+            protocol: PROTOCOL,
+            boot_id: boot.to_owned(),
+            token: token.to_vec(),
+            ..HelloRequest::default()
+        };
+        Ok(self.0.hello(hello).await?.into_inner())
+    }
+
     pub async fn report(&mut self, report: Report) -> Result<(), tonic::Status> {
         let report = Some(report);
         self.0.report(ReportRequest { report }).await.map(|_| ())
@@ -383,6 +487,10 @@ impl FakeAgent {
     pub async fn started(&mut self, pid: u32) {
         let started = Report::WorkloadStarted(WorkloadStarted { pid });
         self.report(started).await.unwrap();
+    }
+
+    pub async fn ready(&mut self) {
+        self.report(Report::Ready(Ready {})).await.unwrap();
     }
 
     pub async fn exited(&mut self, code: u32, signal: u32) {

@@ -12,6 +12,8 @@ use crate::hypervisor::ROOTFS_SERIAL;
 pub(super) struct Plan<'a> {
     pub uuid: &'a str,
     pub resources: Resources,
+    /// Up to what it can be resized.
+    pub room: Resources,
     pub kernel: RawFd,
     pub initramfs: Option<RawFd>,
     pub rootfs: Option<RawFd>,
@@ -29,9 +31,16 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 loglevel=6 panic=-1 reboot=t";
 
 /// The body of `vm.create`.
 pub(super) fn machine(plan: &Plan) -> Value {
+    let more = plan.room.memory_mb.saturating_sub(plan.resources.memory_mb);
+    let hotplug = (more > 0).then(|| bytes(more));
     let mut machine = json!({
-        "cpus": { "boot_vcpus": plan.resources.cpu_cores, "max_vcpus": plan.resources.cpu_cores },
-        "memory": { "size": u64::from(plan.resources.memory_mb) << 20, "shared": true },
+        "cpus": { "boot_vcpus": plan.resources.cpu_cores, "max_vcpus": plan.room.cpu_cores },
+        "memory": {
+            "size": bytes(plan.resources.memory_mb),
+            "shared": true,
+            "hotplug_method": "VirtioMem",
+            "hotplug_size": hotplug,
+        },
         "payload": {
             "kernel": format!("/proc/self/fd/{}", plan.kernel),
             "cmdline": KERNEL_COMMAND_LINE,
@@ -51,12 +60,78 @@ pub(super) fn machine(plan: &Plan) -> Value {
         machine["disks"] = Value::Array(disks);
     }
     if !plan.shares.is_empty() {
-        let share = |(tag, socket): &(&str, &Path)| {
-            json!({ "id": tag, "tag": tag, "socket": socket, "num_queues": 1, "queue_size": 512 })
-        };
+        let share = |(tag, socket): &(&str, &Path)| json!({ "id": tag, "tag": tag, "socket": socket, "num_queues": 1, "queue_size": 512 });
         machine["fs"] = plan.shares.iter().map(share).collect();
     }
     machine
+}
+
+/// How much of what it boots with a machine can grow to.
+const GROWTH: u32 = 4;
+/// Possible CPUs cost a guest some memory each, though it never gets them.
+const MOST_CPUS: u32 = 32;
+/// What is plugged and unplugged at once: a block of virtio-mem.
+const BLOCK_MB: u32 = 2;
+/// The kernel sets up memory that is plugged in sections.
+const SECTION_MB: u32 = 128;
+
+/// Up to what a machine that boots with `resources` can be resized: four times as much, as far as a VM may have it.
+pub(super) fn room(resources: Resources) -> Resources {
+    let cpus = (resources.cpu_cores * GROWTH).min(MOST_CPUS);
+    let memory = u64::from(resources.memory_mb) * u64::from(GROWTH);
+    let more = memory - u64::from(resources.memory_mb);
+    // The room is whole sections beyond what is there at boot.
+    let more = more.next_multiple_of(SECTION_MB.into());
+    let memory = u32::try_from(u64::from(resources.memory_mb) + more);
+    let room = memory
+        .ok()
+        .map(|memory| Resources::new(cpus.max(resources.cpu_cores), memory));
+    room.and_then(Result::ok).unwrap_or(resources)
+}
+
+/// The body of `vm.resize`.
+///
+/// # Errors
+/// The machine cannot become so, and why.
+pub(super) fn resize(
+    boot: Resources,
+    from: Resources,
+    to: Resources,
+    room: Resources,
+) -> Result<Value, String> {
+    if to.cpu_cores > room.cpu_cores || to.memory_mb > room.memory_mb {
+        return Err(format!(
+            "this machine was started with room for {} CPUs and {} MiB",
+            room.cpu_cores, room.memory_mb
+        ));
+    }
+    if to.memory_mb < boot.memory_mb {
+        return Err(format!(
+            "this machine was started with {} MiB, and what it was started with cannot be taken from it",
+            boot.memory_mb
+        ));
+    }
+    let mut wanted = json!({});
+    if to.cpu_cores != from.cpu_cores {
+        wanted["desired_vcpus"] = json!(to.cpu_cores);
+    }
+    if to.memory_mb != from.memory_mb {
+        if !to
+            .memory_mb
+            .abs_diff(from.memory_mb)
+            .is_multiple_of(BLOCK_MB)
+        {
+            return Err(format!(
+                "the memory of a running machine changes by multiples of {BLOCK_MB} MiB"
+            ));
+        }
+        wanted["desired_ram"] = json!(bytes(to.memory_mb));
+    }
+    Ok(wanted)
+}
+
+fn bytes(mib: u32) -> u64 {
+    u64::from(mib) << 20
 }
 
 /// Said to be raw, never guessed: what the image begins with is not ours. It is locked as it is used: alone where it is
@@ -81,10 +156,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_machine_has_room_to_grow_in_whole_sections() {
+        let of = |cpus, memory| Resources::new(cpus, memory).unwrap();
+        for (boots, expected) in [
+            (of(1, 64), of(4, 320)),
+            (of(2, 512), of(8, 2048)),
+            (of(1, 100), of(4, 484)),
+            (of(20, 256), of(32, 1024)),
+            (of(64, 256), of(64, 1024)),
+            (of(1, 4 << 20), of(1, 4 << 20)),
+        ] {
+            assert_eq!(room(boots), expected, "{boots:?}");
+        }
+    }
+
+    #[test]
+    fn a_resize_says_what_changes_and_refuses_what_cannot_be() {
+        let of = |cpus, memory| Resources::new(cpus, memory).unwrap();
+        let (boot, from) = (of(2, 512), of(2, 768));
+        let ask = |to| resize(boot, from, to, room(boot));
+        assert_eq!(ask(of(4, 768)), Ok(json!({ "desired_vcpus": 4 })));
+        assert_eq!(ask(of(2, 512)), Ok(json!({ "desired_ram": 512u64 << 20 })));
+        for (to, expected) in [
+            (of(9, 768), "room for 8 CPUs and 2048 MiB"),
+            (of(2, 2050), "room for 8 CPUs and 2048 MiB"),
+            (of(2, 510), "started with 512 MiB"),
+            (of(2, 769), "multiples of 2 MiB"),
+        ] {
+            let refused = ask(to).unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
+    }
+
+    #[test]
     fn a_machine_is_told_in_the_words_of_the_api() {
         let mut plan = Plan {
             uuid: "0190b6a0-0000-7000-8000-000000000001",
             resources: Resources::new(2, 512).unwrap(),
+            room: Resources::new(8, 2048).unwrap(),
             kernel: 10,
             initramfs: Some(11),
             rootfs: None,
@@ -97,8 +206,9 @@ mod tests {
         let told = machine(&plan);
         for (pointer, expected) in [
             ("/cpus/boot_vcpus", json!(2)),
-            ("/cpus/max_vcpus", json!(2)),
+            ("/cpus/max_vcpus", json!(8)),
             ("/memory/size", json!(536_870_912)),
+            ("/memory/hotplug_size", json!(1_610_612_736)),
             ("/payload/kernel", json!("/proc/self/fd/10")),
             ("/payload/initramfs", json!("/proc/self/fd/11")),
             ("/serial/socket", json!("/run/web/serial.sock")),

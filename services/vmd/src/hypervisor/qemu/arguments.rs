@@ -119,7 +119,10 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
     }
     for (number, share) in plan.shares.iter().enumerate() {
         let connection = share.connection;
-        add("-chardev", format!("socket,id=share{number},fd={connection}"));
+        add(
+            "-chardev",
+            format!("socket,id=share{number},fd={connection}"),
+        );
         add(
             "-device",
             format!(
@@ -268,9 +271,15 @@ mod tests {
         let root = at("drive=rootfs,serial=rootfs");
         let first = at("drive=vol-0,serial=vol-0");
         assert!(root < first && first < at("drive=img-1,serial=img-1"));
-        at("node-name=vol-0,read-only=off,discard=unmap,file.locking=on,file.driver=file,file.filename=/proc/self/fd/17,");
-        at("node-name=img-1,read-only=on,file.locking=off,file.driver=file,file.filename=/proc/self/fd/18,");
-        at("-chardev socket,id=share0,fd=19 -device vhost-user-fs-device,chardev=share0,tag=share-2,");
+        at(
+            "node-name=vol-0,read-only=off,discard=unmap,file.locking=on,file.driver=file,file.filename=/proc/self/fd/17,",
+        );
+        at(
+            "node-name=img-1,read-only=on,file.locking=off,file.driver=file,file.filename=/proc/self/fd/18,",
+        );
+        at(
+            "-chardev socket,id=share0,fd=19 -device vhost-user-fs-device,chardev=share0,tag=share-2,",
+        );
     }
 
     #[test]

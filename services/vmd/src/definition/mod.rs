@@ -1,5 +1,7 @@
 //! A VM's definition and attachment, checked, and what the guest is told of them. Pure.
 
+mod workload;
+
 use std::time::Duration;
 
 use volant_dbus::{ipam::Attachment, registry::VmDefinition};
@@ -24,7 +26,25 @@ pub struct Definition {
     pub kernel: Kernel,
     /// What is in the artifact `rootfs`, where there is one.
     pub rootfs_format: Option<String>,
+    /// From the agent's hello to the workload's readiness.
+    pub ready_within: Duration,
+    /// Of the VM's configuration that this follows.
+    pub config_version: u64,
+    /// What systemd is to hold the unit to.
+    pub share: Share,
+    /// The secrets that have a variable, too: name and variable; or none.
+    pub secrets: Vec<(String, String)>,
+    init: String,
     workload: Workload,
+}
+
+/// What the unit gets of the host, as systemd's properties have it; 0: as the unit says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// `CPUQuota=`, in percent of one CPU.
+    pub cpu_quota_percent: u32,
+    pub cpu_weight: u32,
+    pub io_weight: u32,
 }
 
 /// The kernel that a VM boots.
@@ -57,7 +77,7 @@ impl Definition {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(name: &Name, wire: VmDefinition) -> Result<Self, DefinitionError> {
+    pub fn parse(name: &Name, mut wire: VmDefinition) -> Result<Self, DefinitionError> {
         if wire.name != name.as_str() {
             return Err(DefinitionError::OtherVm {
                 asked: name.clone(),
@@ -77,9 +97,7 @@ impl Definition {
         if !is_uuid(&wire.uuid) {
             return Err(value(format!("'{}' is no UUID", wire.uuid.escape_debug())));
         }
-        if wire.entrypoint.first().is_none_or(String::is_empty) {
-            return Err(value("the workload has no program".to_owned()));
-        }
+        let workload = workload::workload(&mut wire).map_err(value)?;
         let kernel = match wire.kernel.as_str() {
             "vmlinux" => Kernel::Vmlinux,
             "bzimage" => Kernel::BzImage,
@@ -111,27 +129,36 @@ impl Definition {
             stop_grace: Duration::from_millis(wire.stop_grace_ms.into()),
             kernel,
             rootfs_format,
-            workload: Workload {
-                entrypoint: wire.entrypoint,
-                env: wire.env,
-                workdir: wire.workdir,
-                volumes: wire.volumes,
-                user: wire.user,
-                stop_signal: wire.stop_signal,
-                stop_grace_ms: wire.stop_grace_ms,
-                ..Workload::default()
+            ready_within: workload::ready_within(workload.health_check.as_ref()),
+            config_version: wire.config_version,
+            share: Share {
+                cpu_quota_percent: wire.cpu_quota_percent,
+                cpu_weight: wire.cpu_weight,
+                io_weight: wire.io_weight,
             },
+            secrets: wire.secrets,
+            init: wire.init,
+            workload,
         })
     }
 
-    /// The workload's program, without its folder.
+    /// Whether something tells if the workload does its work.
+    #[must_use]
+    pub fn has_health_check(&self) -> bool {
+        self.workload.health_check.is_some()
+    }
+
+    /// The program of the workload, or of the guest's own init, without its folder.
     #[must_use]
     pub fn program(&self) -> &str {
-        let program = self.workload.entrypoint.first().map_or("", String::as_str);
+        let program = match self.workload.entrypoint.first() {
+            Some(program) if self.init.is_empty() => program,
+            _ => self.init.as_str(),
+        };
         program.rsplit('/').next().unwrap_or(program)
     }
 
-    /// Everything that the guest is told.
+    /// Everything that the guest is told, but its secrets.
     #[must_use]
     pub fn run_config(&self, attachment: &Attachment) -> RunConfig {
         RunConfig {
@@ -149,6 +176,7 @@ impl Definition {
                 format: format.clone(),
                 layer_serial: String::new(),
             }),
+            init: self.init.clone(),
             ..RunConfig::default()
         }
     }
