@@ -26,9 +26,10 @@ pub use registry::Registry;
 use registry::blocking;
 pub use sink::Sink;
 pub use store::{
-    BlobError, Bringer, Collect, Collected, DATABASE, Damage, FIRST_UID, Incoming, MIGRATIONS,
-    NewPlugin, NewVm, OpenError, OpenStoreError, OpenVm, Original, Pinned, Plugin, PluginError,
-    SignedBy, Store, StoreError, UNUSED_FOR, Vm, VmError, uid,
+    BlobError, Bringer, CREDENTIALS, Collect, Collected, ConfigVersion, DATABASE, Damage,
+    FIRST_UID, Incoming, KEPT_CONFIGS, MIGRATIONS, NewConfig, NewPlugin, NewVm, OpenError,
+    OpenStoreError, OpenVm, Original, Pinned, Plugin, PluginError, SecretValue, SignedBy, Store,
+    StoreError, UNUSED_FOR, Vm, VmError, uid,
 };
 pub use trust::{Admitted, Before, Settings, Trust, TrustError};
 pub use verify::{Finding, VerifyError};

@@ -4,7 +4,12 @@ use std::{sync::Arc, time::SystemTime};
 
 use tokio::sync::{OwnedMutexGuard, watch};
 use volant_service::{Busy, Idle};
-use volant_spec::{Digest, Name, PluginRef, config::ConfigError, manifest::Version};
+use volant_spec::{
+    Digest, Name, PluginRef,
+    config::ConfigError,
+    manifest::Version,
+    vm_config::{Effective, SecretName},
+};
 
 use crate::{
     downloads::{Downloads, Shared},
@@ -14,8 +19,8 @@ use crate::{
     sink::Sink,
     status,
     store::{
-        BlobError, Collect, Collected, NewVm, OpenError, OpenVm, Original, Plugin, PluginError,
-        Store, StoreError, Vm, VmError,
+        BlobError, Collect, Collected, ConfigVersion, NewConfig, NewVm, OpenError, OpenVm,
+        Original, Plugin, PluginError, SecretValue, Store, StoreError, Vm, VmError,
     },
     trust::{Settings, Trust},
 };
@@ -227,6 +232,62 @@ impl Registry {
         self.ask(move |store| store.purge_vm(&name)).await?;
         self.tidy().await;
         Ok(())
+    }
+
+    /// A version of a VM's configuration, absent: the newest; and all that follows from it and its plugin.
+    ///
+    /// # Errors
+    /// As [`Store::vm_config`].
+    pub async fn vm_config(
+        &self,
+        name: Name,
+        version: Option<u64>,
+    ) -> Result<(ConfigVersion, Effective), VmError> {
+        self.ask(move |store| store.vm_config(&name, version)).await
+    }
+
+    /// The versions of a VM's configuration, the newest first.
+    ///
+    /// # Errors
+    /// There is no such VM, or the store failed.
+    pub async fn vm_configs(&self, name: Name) -> Result<Vec<ConfigVersion>, VmError> {
+        self.ask(move |store| store.vm_configs(&name)).await
+    }
+
+    /// Makes a configuration the newest version. Idempotent.
+    ///
+    /// # Errors
+    /// As [`Store::set_vm_config`].
+    pub async fn set_vm_config(
+        &self,
+        name: Name,
+        new: NewConfig,
+    ) -> Result<(ConfigVersion, Effective), VmError> {
+        self.ask(move |store| store.set_vm_config(&name, &new, jiff::Timestamp::now()))
+            .await
+    }
+
+    /// Keeps a secret for a VM, or replaces it.
+    ///
+    /// # Errors
+    /// As [`Store::put_vm_secret`].
+    pub async fn put_vm_secret(
+        &self,
+        name: Name,
+        secret: SecretName,
+        value: SecretValue,
+    ) -> Result<(), VmError> {
+        self.ask(move |store| store.put_vm_secret(&name, &secret, &value))
+            .await
+    }
+
+    /// Forgets a secret. Idempotent.
+    ///
+    /// # Errors
+    /// There is no such VM, or the store failed.
+    pub async fn remove_vm_secret(&self, name: Name, secret: SecretName) -> Result<(), VmError> {
+        self.ask(move |store| store.remove_vm_secret(&name, &secret))
+            .await
     }
 
     /// A VM for its supervisor.

@@ -24,12 +24,20 @@ const MISCONFIGURED: &str = "misconfigured";
 #[must_use]
 pub fn of_vm(error: &VmError) -> Status {
     let code = match error {
-        VmError::NotFound(_) | VmError::NoPlugin(_) => Code::NotFound,
+        VmError::NotFound(_) | VmError::NoPlugin(_) | VmError::NoVersion { .. } => Code::NotFound,
         VmError::Taken(_) | VmError::TakenByDeleting(_) => Code::AlreadyExists,
-        VmError::Resources { .. } => Code::InvalidArgument,
-        VmError::NotMarked(_) | VmError::Disabled(_) | VmError::Unsupported { .. } => {
-            Code::FailedPrecondition
-        }
+        VmError::Config { .. }
+        | VmError::Conflict { .. }
+        | VmError::ConfigTooLarge { .. }
+        | VmError::Shrinks { .. }
+        | VmError::SecretTooLarge { .. }
+        | VmError::SecretsTooLarge { .. } => Code::InvalidArgument,
+        VmError::Changed { .. } => Code::Aborted,
+        VmError::NotMarked(_)
+        | VmError::BeingDeleted(_)
+        | VmError::Disabled(_)
+        | VmError::Unsupported { .. } => Code::FailedPrecondition,
+        VmError::Disks { .. } => Code::Internal,
         VmError::UidsUsedUp => Code::ResourceExhausted,
         VmError::Store(error) => store_code(error),
     };

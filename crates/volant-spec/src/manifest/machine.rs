@@ -26,6 +26,16 @@ pub enum NetworkMode {
     Vsock,
 }
 
+impl NetworkMode {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bridged => "bridged",
+            Self::Vsock => "vsock",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]

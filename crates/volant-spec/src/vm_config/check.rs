@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// The smallest disk: less is no ext4 with a journal.
-pub const MIN_DISK_MB: u32 = 8;
-/// The largest disk: 64 TiB.
-pub const MAX_DISK_MB: u32 = 64 * 1024 * 1024;
+pub const MIN_DISK_MB: u32 = 16;
+/// The largest disk: 16 TiB, the largest file of an ext4.
+pub const MAX_DISK_MB: u32 = 16 * 1024 * 1024;
 /// The most file systems that a VM has besides its root.
 pub const MAX_MOUNTS: usize = 16;
 pub const MAX_CPU_QUOTA_PERCENT: u32 = 100_000;
@@ -50,9 +50,9 @@ const TAKEN: [&str; 4] = ["/proc", "/sys", "/dev", "/run/secrets"];
 /// Why a configuration is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VmConfigError {
-    #[error("cpu_cores {0} is not possible; give 1 to {MAX_CPU_CORES}")]
+    #[error("cpu_cores: {0} CPUs are not possible; give 1 to {MAX_CPU_CORES}")]
     CpuCores(u32),
-    #[error("memory_mb {0} is not possible; give {MIN_MEMORY_MB} to {MAX_MEMORY_MB}")]
+    #[error("memory_mb: {0} MiB are not possible; give {MIN_MEMORY_MB} to {MAX_MEMORY_MB}")]
     Memory(u32),
     #[error("limits.cpu_quota_percent {0} is not 1 to {MAX_CPU_QUOTA_PERCENT} (100 is one CPU)")]
     CpuQuota(u32),

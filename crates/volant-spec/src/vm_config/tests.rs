@@ -20,7 +20,7 @@ fn full() -> Value {
         "rlimits": {"nofile": {"soft": 10, "hard": 20}, "core": {"soft": 0}},
         "init": "/sbin/init", "root_disk": {"size_mb": 1024},
         "volumes": [
-            {"name": "data", "target": "/data", "size_mb": 8},
+            {"name": "data", "target": "/data", "size_mb": 16},
             {"name": "web", "target": "/srv/web", "host_path": "/srv/web", "read_only": true},
         ],
         "cloud_init": {"user_data": {"content": "#cloud-config"}},
@@ -74,7 +74,7 @@ fn nothing_at_all_is_a_configuration() {
 #[test]
 fn a_mistake_is_named_with_what_may_stand_there() {
     let volume = |more: Value| {
-        let mut volume = json!({"name": "data", "target": "/data", "size_mb": 8});
+        let mut volume = json!({"name": "data", "target": "/data", "size_mb": 16});
         for (key, value) in more.as_object().unwrap() {
             volume[key] = value.clone();
         }
@@ -86,9 +86,9 @@ fn a_mistake_is_named_with_what_may_stand_there() {
             json!({"limits": {"cpu": 1}}),
             "limits.cpu|unknown field `cpu`",
         ),
-        (json!({"cpu_cores": 0}), "cpu_cores 0|1 to 64"),
-        (json!({"cpu_cores": 65}), "cpu_cores 65|1 to 64"),
-        (json!({"memory_mb": 63}), "memory_mb 63|64 to 4194304"),
+        (json!({"cpu_cores": 0}), "cpu_cores: 0 CPUs|1 to 64"),
+        (json!({"cpu_cores": 65}), "cpu_cores: 65|1 to 64"),
+        (json!({"memory_mb": 63}), "memory_mb: 63 MiB|64 to 4194304"),
         (json!({"vmm": "xen"}), "unknown variant `xen`"),
         (
             json!({"limits": {"cpu_quota_percent": 0}}),
@@ -131,11 +131,11 @@ fn a_mistake_is_named_with_what_may_stand_there() {
         (json!({"init": "/"}), "init '/'"),
         (
             json!({"root_disk": {"size_mb": 7}}),
-            "root_disk.size_mb 7|8 to 67108864",
+            "root_disk.size_mb 7|16 to 16777216",
         ),
         (
-            volume(json!({"size_mb": 67_108_865})),
-            "volumes.data.size_mb|8 to 67108864",
+            volume(json!({"size_mb": 16_777_217})),
+            "volumes.data.size_mb|16 to 16777216",
         ),
         (volume(json!({"name": "root"})), "volumes.root|taken"),
         (volume(json!({"name": "cidata"})), "volumes.cidata|taken"),
@@ -178,11 +178,11 @@ fn a_mistake_is_named_with_what_may_stand_there() {
             "volumes.data.host_path|absolute",
         ),
         (
-            json!({"volumes": [{"name": "a", "target": "/a", "size_mb": 8}, {"name": "a", "target": "/b", "size_mb": 8}]}),
+            json!({"volumes": [{"name": "a", "target": "/a", "size_mb": 16}, {"name": "a", "target": "/b", "size_mb": 16}]}),
             "two volumes have the name 'a'",
         ),
         (
-            json!({"volumes": [{"name": "a", "target": "/a", "size_mb": 8}, {"name": "b", "target": "/a/", "size_mb": 8}]}),
+            json!({"volumes": [{"name": "a", "target": "/a", "size_mb": 16}, {"name": "b", "target": "/a/", "size_mb": 16}]}),
             "two volumes have the target '/a/'",
         ),
         (
@@ -233,7 +233,7 @@ fn a_mistake_is_named_with_what_may_stand_there() {
         }
     }
     let many: Vec<_> = (0..17)
-        .map(|at| json!({"name": format!("v{at}"), "target": format!("/v{at}"), "size_mb": 8}))
+        .map(|at| json!({"name": format!("v{at}"), "target": format!("/v{at}"), "size_mb": 16}))
         .collect();
     let error = read(json!({ "volumes": many })).unwrap_err();
     assert!(error.contains("volumes has more than 16"), "{error}");
@@ -311,24 +311,24 @@ fn what_does_not_go_with_the_plugin_is_named() {
     let with_disks = plugin(json!({ "disks": disks }));
     let volumes = |from: u32, to: u32| {
         let volumes: Vec<_> = (from..to)
-            .map(|at| json!({"name": format!("v{at}"), "target": format!("/v{at}"), "size_mb": 8}))
+            .map(|at| json!({"name": format!("v{at}"), "target": format!("/v{at}"), "size_mb": 16}))
             .collect();
         json!({ "volumes": volumes })
     };
     let cases = [
         (
             &initramfs,
-            json!({"root_disk": {"size_mb": 8}}),
+            json!({"root_disk": {"size_mb": 16}}),
             "no 'rootfs'",
         ),
         (
             &with_disks,
-            json!({"volumes": [{"name": "d1", "target": "/x", "size_mb": 8}]}),
+            json!({"volumes": [{"name": "d1", "target": "/x", "size_mb": 16}]}),
             "volumes.d1: the plugin has a disk",
         ),
         (
             &with_disks,
-            json!({"volumes": [{"name": "x", "target": "/d1", "size_mb": 8}]}),
+            json!({"volumes": [{"name": "x", "target": "/d1", "size_mb": 16}]}),
             "volumes.x.target '/d1': the plugin's disk 'd1'",
         ),
         (&with_disks, volumes(0, 7), "17 of them"),
@@ -348,10 +348,10 @@ fn a_patch_is_merged_as_rfc_7396_says() {
     .unwrap();
     let patch = json!({
         "cpu_cores": null, "memory_mb": 128, "env": {"A": null, "C": "3"}, "limits": {"cpu_weight": null}, "entrypoint": ["c"],
-        "root_disk": {"size_mb": 9},
+        "root_disk": {"size_mb": 19},
     });
     let expected = json!({
-        "memory_mb": 128, "env": {"B": "2", "C": "3"}, "limits": {"io_weight": 6}, "entrypoint": ["c"], "root_disk": {"size_mb": 9},
+        "memory_mb": 128, "env": {"B": "2", "C": "3"}, "limits": {"io_weight": 6}, "entrypoint": ["c"], "root_disk": {"size_mb": 19},
     });
     let patched = config.merge_patch(&patch).unwrap();
     assert_eq!(patched, read(expected).unwrap());
@@ -364,7 +364,7 @@ fn a_patch_is_merged_as_rfc_7396_says() {
         (json!({"colour": null}), "unknown field 'colour'"),
         (json!({"colour": 1}), "unknown field 'colour'"),
         (json!({"limits": {"cpu": 1}}), "unknown field `cpu`"),
-        (json!({"memory_mb": 1}), "memory_mb 1 is not possible"),
+        (json!({"memory_mb": 1}), "memory_mb: 1 MiB"),
         (json!([]), "no JSON object"),
         (json!(null), "no JSON object"),
     ];
@@ -394,7 +394,7 @@ fn other() -> Value {
         "cpu_cores": 1, "memory_mb": 64, "vmm": "cloud-hypervisor", "limits": {"io_weight": 1},
         "entrypoint": ["/other"], "env": {"B": "c"}, "user": "1", "workdir": "/", "stop_signal": "SIGINT",
         "stop_grace_ms": 0, "restart": "never", "rlimits": {"nproc": {"soft": 1, "hard": 1}}, "init": "/init",
-        "root_disk": {"size_mb": 8}, "volumes": [], "cloud_init": {}, "secrets": [], "devices": {}, "network": "bridged",
+        "root_disk": {"size_mb": 16}, "volumes": [], "cloud_init": {}, "secrets": [], "devices": {}, "network": "bridged",
     })
 }
 

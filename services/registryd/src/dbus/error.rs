@@ -21,6 +21,8 @@ pub enum Error {
     BeingDeleted(String),
     ArtifactMissing(String),
     ArtifactDamaged(String),
+    /// A disk of the VM's own cannot be made, grown or opened.
+    NoDisk(String),
     NoSuchPlugin(String),
     /// VMs use the plugin.
     InUse(String),
@@ -49,6 +51,7 @@ impl From<OpenError> for Error {
                 Damage::Size { .. } | Damage::Bytes => Self::ArtifactDamaged(text),
             },
             OpenError::Manifest { .. } => Self::ArtifactDamaged(text),
+            OpenError::Disk(_) => Self::NoDisk(text),
             OpenError::Store(_) => Self::Failed(text),
         }
     }

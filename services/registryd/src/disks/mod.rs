@@ -15,6 +15,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use volant_spec::{Name, manifest::CloudInit, vm_config::VmConfig};
@@ -32,6 +33,8 @@ pub const SEED: &str = "cidata";
 pub struct Disks {
     dir: PathBuf,
     mke2fs: PathBuf,
+    /// Two who open a VM at once must not both make its disks.
+    opening: Arc<Mutex<()>>,
 }
 
 /// The disks that a VM has, by its configuration.
@@ -139,6 +142,7 @@ impl Disks {
         Self {
             dir: state_dir.join("disks"),
             mke2fs: PathBuf::from("/usr/sbin/mke2fs"),
+            opening: Arc::default(),
         }
     }
 
@@ -148,6 +152,7 @@ impl Disks {
     /// # Errors
     /// Which disk cannot be had, and why. The others may have been made.
     pub fn open(&self, vm: &VmDisks) -> Result<Vec<(String, File)>, DiskError> {
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = self.dir.join(&vm.uuid);
         let mut opened = Vec::new();
         for (disk, size_mb) in &vm.disks {
@@ -219,6 +224,8 @@ impl Disks {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use volant_spec::vm_config::{RootDisk, Volume};
 
     use super::*;
@@ -258,6 +265,22 @@ mod tests {
             let error = VmDisks::of(UUID, &name, &config(volumes)).unwrap_err();
             assert!(error.to_string().contains(taken), "{error}");
         }
+    }
+
+    #[test]
+    fn two_who_open_a_vm_at_once_get_the_same_disk() {
+        let state = tempfile::tempdir().unwrap();
+        let disks = Disks::new(state.path());
+        let vm = VmDisks::of(UUID, &"web".parse().unwrap(), &config(Vec::new())).unwrap();
+        let inode = || {
+            let opened = disks.open(&vm).unwrap();
+            opened[0].1.metadata().unwrap().ino()
+        };
+        let inodes: Vec<u64> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(inode)).collect();
+            threads.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert!(inodes.iter().all(|one| *one == inodes[0]), "{inodes:?}");
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl RegistryService for Face {
         &self,
         request: Request<v1::CreateVmRequest>,
     ) -> Result<Response<v1::CreateVmResponse>, Status> {
-        let created = self.0.create_vm(wire::new_vm(&request.into_inner())?).await;
+        let created = self.0.create_vm(wire::new_vm(request.into_inner())?).await;
         let created = created.map_err(|e| status::of_vm(&e))?;
         let vm = Some(wire::vm(created));
         Ok(Response::new(v1::CreateVmResponse { vm }))
@@ -292,37 +292,63 @@ impl RegistryService for Face {
 
     async fn get_vm_config(
         &self,
-        _: Request<v1::GetVmConfigRequest>,
+        request: Request<v1::GetVmConfigRequest>,
     ) -> Result<Response<v1::GetVmConfigResponse>, Status> {
-        Err(Status::unimplemented("get_vm_config"))
+        let request = request.into_inner();
+        let version = Some(request.version).filter(|version| *version > 0);
+        let found = self.0.vm_config(wire::vm_name(&request.name)?, version);
+        let (found, effective) = found.await.map_err(|e| status::of_vm(&e))?;
+        Ok(Response::new(v1::GetVmConfigResponse {
+            config: Some(wire::config_version(found)),
+            effective: effective.to_config().to_json(),
+        }))
     }
 
     async fn set_vm_config(
         &self,
-        _: Request<v1::SetVmConfigRequest>,
+        request: Request<v1::SetVmConfigRequest>,
     ) -> Result<Response<v1::SetVmConfigResponse>, Status> {
-        Err(Status::unimplemented("set_vm_config"))
+        let request = request.into_inner();
+        let name = wire::vm_name(&request.name)?;
+        let set = self.0.set_vm_config(name, wire::new_config(&request)?);
+        let (set, _) = set.await.map_err(|e| status::of_vm(&e))?;
+        let config = Some(wire::config_version(set));
+        Ok(Response::new(v1::SetVmConfigResponse { config }))
     }
 
     async fn list_vm_configs(
         &self,
-        _: Request<v1::ListVmConfigsRequest>,
+        request: Request<v1::ListVmConfigsRequest>,
     ) -> Result<Response<v1::ListVmConfigsResponse>, Status> {
-        Err(Status::unimplemented("list_vm_configs"))
+        let name = wire::vm_name(&request.into_inner().name)?;
+        let found = self.0.vm_configs(name).await;
+        let found = found.map_err(|e| status::of_vm(&e))?;
+        let configs = found.into_iter().map(wire::config_version).collect();
+        Ok(Response::new(v1::ListVmConfigsResponse { configs }))
     }
 
     async fn put_vm_secret(
         &self,
-        _: Request<v1::PutVmSecretRequest>,
+        request: Request<v1::PutVmSecretRequest>,
     ) -> Result<Response<v1::PutVmSecretResponse>, Status> {
-        Err(Status::unimplemented("put_vm_secret"))
+        let request = request.into_inner();
+        let name = wire::vm_name(&request.name)?;
+        let (secret, value) = wire::secret(request.secret.unwrap_or_default())?;
+        let kept = self.0.put_vm_secret(name, secret, value).await;
+        kept.map_err(|e| status::of_vm(&e))?;
+        Ok(Response::new(v1::PutVmSecretResponse {}))
     }
 
     async fn remove_vm_secret(
         &self,
-        _: Request<v1::RemoveVmSecretRequest>,
+        request: Request<v1::RemoveVmSecretRequest>,
     ) -> Result<Response<v1::RemoveVmSecretResponse>, Status> {
-        Err(Status::unimplemented("remove_vm_secret"))
+        let request = request.into_inner();
+        let name = wire::vm_name(&request.name)?;
+        let secret = wire::secret_name(&request.secret)?;
+        let removed = self.0.remove_vm_secret(name, secret).await;
+        removed.map_err(|e| status::of_vm(&e))?;
+        Ok(Response::new(v1::RemoveVmSecretResponse {}))
     }
 }
 

@@ -2,12 +2,19 @@
 
 use tonic::Status;
 use volant_proto::registry::v1::{self, install_plugin_request, install_plugin_response};
-use volant_spec::{Digest, Name, PluginRef, config::Vmm, plugin::PluginRefError};
+use volant_spec::{
+    Digest, Name, PluginRef,
+    plugin::PluginRefError,
+    vm_config::{SecretName, SecretNameError, VmConfig},
+};
 
 use crate::{
     Finding, Found, Install, Installed, Original, Progress, Source, Trust, status,
-    store::{NewVm, Plugin, Vm},
+    store::{ConfigVersion, NewConfig, NewVm, Plugin, SecretValue, Vm},
 };
+
+/// The longest reason of a change that is kept, in bytes.
+const MAX_REASON: usize = 256;
 
 pub(super) fn digest(text: &str) -> Result<Digest, Status> {
     text.parse()
@@ -48,25 +55,66 @@ pub(super) fn install(request: v1::InstallPluginRequest) -> Result<Install, Stat
     })
 }
 
-pub(super) fn new_vm(request: &v1::CreateVmRequest) -> Result<NewVm, Status> {
-    let vmm = match request.vmm.as_str() {
-        "" => Vmm::Auto,
-        text => text.parse().map_err(Status::invalid_argument)?,
-    };
+pub(super) fn new_vm(request: v1::CreateVmRequest) -> Result<NewVm, Status> {
+    let mut config = config(&request.config)?;
+    config.cpu_cores = request.cpu_cores.or(config.cpu_cores);
+    config.memory_mb = request.memory_mb.or(config.memory_mb);
+    if !request.vmm.is_empty() {
+        config.vmm = Some(request.vmm.parse().map_err(Status::invalid_argument)?);
+    }
+    let secrets = request.secrets.into_iter().map(secret);
     Ok(NewVm {
         name: vm_name(&request.name)?,
         plugin: plugin_ref(&request.plugin)?,
-        cpu_cores: request.cpu_cores,
-        memory_mb: request.memory_mb,
-        vmm,
+        config,
+        secrets: secrets.collect::<Result<_, _>>()?,
     })
+}
+
+pub(super) fn config(json: &[u8]) -> Result<VmConfig, Status> {
+    VmConfig::parse(json).map_err(|error| Status::invalid_argument(status::chain(&error)))
+}
+
+pub(super) fn new_config(request: &v1::SetVmConfigRequest) -> Result<NewConfig, Status> {
+    if request.reason.len() > MAX_REASON || request.reason.contains(char::is_control) {
+        return Err(Status::invalid_argument(format!(
+            "the reason of a change is one line of at most {MAX_REASON} characters"
+        )));
+    }
+    let reason = match request.reason.as_str() {
+        "" => "set",
+        reason => reason,
+    };
+    Ok(NewConfig {
+        config: config(&request.config)?,
+        expected: Some(request.expected_version).filter(|version| *version > 0),
+        reason: reason.to_owned(),
+    })
+}
+
+pub(super) fn secret_name(text: &str) -> Result<SecretName, Status> {
+    text.parse()
+        .map_err(|error: SecretNameError| Status::invalid_argument(error.to_string()))
+}
+
+pub(super) fn secret(secret: v1::SecretValue) -> Result<(SecretName, SecretValue), Status> {
+    Ok((secret_name(&secret.name)?, SecretValue(secret.value)))
+}
+
+pub(super) fn config_version(version: ConfigVersion) -> v1::VmConfigVersion {
+    v1::VmConfigVersion {
+        version: version.version,
+        config: version.config.into_bytes(),
+        created_at: version.created_at,
+        reason: version.reason,
+    }
 }
 
 pub(super) fn vm(vm: Vm) -> v1::Vm {
     v1::Vm {
-        config: Vec::new(),
-        config_version: 0,
-        secrets: Vec::new(),
+        config: vm.config.into_bytes(),
+        config_version: vm.config_version,
+        secrets: vm.secrets,
         uuid: vm.uuid,
         name: vm.name,
         plugin: vm.plugin,

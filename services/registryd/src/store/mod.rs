@@ -33,7 +33,12 @@ pub use blobs::{Bringer, Collect, Collected, UNUSED_FOR};
 pub use check::Damage;
 pub use pins::Pinned;
 pub use plugins::{NewPlugin, Original, Plugin, PluginError, SignedBy};
-pub use vms::{FIRST_UID, NewVm, OpenError, OpenVm, Vm, VmError, uid};
+pub use vms::{
+    CREDENTIALS, ConfigVersion, FIRST_UID, KEPT_CONFIGS, NewConfig, NewVm, OpenError, OpenVm,
+    SecretValue, Vm, VmError, uid,
+};
+
+use crate::disks::Disks;
 
 /// All changes of the schema, oldest first. What was released is never edited.
 pub const MIGRATIONS: Migrations<'static> = Migrations::from_slice(STEPS);
@@ -41,6 +46,7 @@ const STEPS: &[M<'static>] = &[
     M::up(include_str!("../../migrations/0001-initial.sql")),
     M::up(include_str!("../../migrations/0002-versions.sql")).foreign_key_check(),
     M::up(include_str!("../../migrations/0003-damaged.sql")),
+    M::up(include_str!("../../migrations/0004-configs.sql")),
 ];
 
 /// The database's file in the state folder.
@@ -54,6 +60,7 @@ pub struct Store {
     max_blob_bytes: u64,
     pins: pins::Pins,
     turns: turns::Turns,
+    disks: Disks,
     /// Held for as long as the store is open.
     _lock: File,
 }
@@ -82,6 +89,8 @@ pub enum OpenStoreError {
         path: PathBuf,
         source: rusqlite::Error,
     },
+    #[error("cannot remove what is left of VMs that are gone")]
+    Sweep(#[source] Box<VmError>),
     #[error("cannot bring the database {} up to date", path.display())]
     Migrate {
         path: PathBuf,
@@ -126,10 +135,19 @@ impl Store {
     /// # Errors
     /// It is in use, damaged, of a newer version, or cannot be read and written.
     pub fn open(dir: &Path, max_blob_bytes: u64) -> Result<Self, OpenStoreError> {
-        make_dir(dir)?;
+        let made = |path: PathBuf| match make_dir(&path) {
+            Ok(()) => Ok(()),
+            Err(source) => Err(OpenStoreError::File {
+                act: "make",
+                path,
+                source,
+            }),
+        };
+        made(dir.to_owned())?;
         let lock = lock(dir)?;
-        make_dir(&dir.join("blobs"))?;
-        make_dir(&dir.join("blobs/sha256"))?;
+        made(dir.join("blobs"))?;
+        made(dir.join("blobs/sha256"))?;
+        made(dir.join(CREDENTIALS))?;
         let incoming = dir.join("incoming");
         let cleared = match fs::remove_dir_all(&incoming) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -140,17 +158,21 @@ impl Store {
             path: incoming.clone(),
             source,
         })?;
-        make_dir(&incoming)?;
-        make_dir(&dir.join("partial"))?;
+        made(incoming)?;
+        made(dir.join("partial"))?;
         let db = open_database(&dir.join(DATABASE))?;
-        Ok(Self {
+        let store = Self {
             db: Mutex::new(db),
             dir: dir.to_owned(),
             max_blob_bytes,
             pins: pins::Pins::default(),
             turns: turns::Turns::default(),
+            disks: Disks::new(dir),
             _lock: lock,
-        })
+        };
+        let swept = store.sweep_vms();
+        swept.map_err(|error| OpenStoreError::Sweep(Box::new(error)))?;
+        Ok(store)
     }
 
     fn dir(&self) -> &Path {
@@ -232,19 +254,10 @@ impl StoreError {
     }
 }
 
-fn make_dir(path: &Path) -> Result<(), OpenStoreError> {
-    let failed = |source| OpenStoreError::File {
-        act: "make",
-        path: path.to_owned(),
-        source,
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(failed)?;
+fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     // Artifacts are readable by all, as whoever is handed one reopens it: the folders are what keeps others out.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
 fn lock(dir: &Path) -> Result<File, OpenStoreError> {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use volant_service::Idle;
-use volant_spec::{Digest, Manifest, config::Vmm};
+use volant_spec::{Digest, Manifest, VmConfig};
 
 /// Larger than what is gathered before a write.
 pub const MAX_BLOB: u64 = 1024 * 1024;
@@ -126,9 +126,8 @@ pub fn new_vm(name: &str, plugin: &str) -> NewVm {
     NewVm {
         name: name.parse().unwrap(),
         plugin: plugin.parse().unwrap(),
-        cpu_cores: None,
-        memory_mb: None,
-        vmm: Vmm::Auto,
+        config: VmConfig::default(),
+        secrets: Vec::new(),
     }
 }
 
@@ -136,6 +135,11 @@ pub fn create(store: &Store, name: &str, plugin: &str) -> registryd::Vm {
     store
         .create_vm(&new_vm(name, plugin), jiff::Timestamp::now())
         .unwrap()
+}
+
+/// A configuration, from its JSON.
+pub fn config(json: Value) -> VmConfig {
+    serde_json::from_value(json).unwrap()
 }
 
 /// The names of the files below a folder of the state.

@@ -16,7 +16,7 @@ use volant_service::CallerError;
 use volant_spec::Name;
 use zbus::{Connection, Guid, connection::Builder, message::Header};
 
-use crate::common::{digest, manifest, new_vm, registry, temp_dir, unsigned};
+use crate::common::{config, digest, manifest, new_vm, registry, temp_dir, unsigned};
 
 /// Every call comes from this VM, or from none.
 struct From(Option<&'static str>);
@@ -91,6 +91,104 @@ async fn a_supervisor_gets_its_own_vm_with_open_artifacts() {
 }
 
 #[tokio::test]
+async fn a_supervisor_is_told_all_that_follows_from_configuration_and_plugin() {
+    let dir = temp_dir();
+    let registry = registry(&dir);
+    for content in [&b"root"[..], b"models"] {
+        let mut sink = registry.receive().await.unwrap();
+        sink.push(content).await.unwrap();
+        sink.finish(digest(content)).await.unwrap();
+    }
+    let mut plugin = manifest("debian", "x", b"");
+    plugin.as_object_mut().unwrap().remove("initramfs");
+    plugin["rootfs"] =
+        serde_json::json!({"url": "r", "checksum": digest(b"root"), "format": "erofs"});
+    plugin["disks"] = serde_json::json!([{
+        "name": "models", "url": "m", "checksum": digest(b"models"), "readonly": true, "target": "/data/models",
+    }]);
+    plugin["init"] = "/sbin/init".into();
+    plugin["limits"] = serde_json::json!({"cpu_quota_percent": 150});
+    plugin["workload"]["health_check"] =
+        serde_json::json!({"type": "tcp", "port": 80, "retries": 2});
+    registry.install(unsigned(&plugin), |_| {}).await.unwrap();
+    let mut new = new_vm("web", "debian");
+    new.config = config(serde_json::json!({
+        "restart": "on-failure", "rlimits": {"nofile": {"soft": 5, "hard": 9}, "core": {"soft": 0}},
+        "root_disk": {"size_mb": 16}, "cloud_init": {"user_data": {"content": "#cloud-config"}},
+        "volumes": [
+            {"name": "web", "target": "/srv", "host_path": "/srv/web"},
+            {"name": "data", "target": "/data", "size_mb": 16},
+        ],
+        "secrets": [{"name": "key", "env": "KEY"}, {"name": "other"}], "network": "vsock",
+        "devices": {"pci": ["0000:01:00.0"], "allowlist": ["10de:*"]},
+        "limits": {"cpu_weight": 50, "io_weight": 60},
+    }));
+    registry.create_vm(new).await.unwrap();
+    let (_service, proxy) = connect(registry, From(Some("web"))).await;
+    let (vm, files) = proxy.open_vm().await.unwrap();
+    let mut names: Vec<_> = files.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "disk.cidata",
+            "disk.data",
+            "disk.root",
+            "disks.models",
+            "rootfs"
+        ]
+    );
+    assert_eq!((vm.config_version, vm.restart.as_str()), (1, "on-failure"));
+    assert_eq!(
+        (vm.init.as_str(), vm.rootfs_format.as_str()),
+        ("/sbin/init", "erofs")
+    );
+    assert!(vm.is_persistent && vm.has_seed);
+    assert_eq!(
+        vm.rlimits,
+        [
+            ("core".to_owned(), 0, u64::MAX),
+            ("nofile".to_owned(), 5, 9)
+        ]
+    );
+    let check = &vm.health_check[0];
+    assert_eq!(
+        (check.kind.as_str(), check.port, check.retries),
+        ("tcp", 80, 2)
+    );
+    // The outer one first.
+    let mounts: Vec<_> = vm
+        .mounts
+        .iter()
+        .map(|m| {
+            (
+                m.name.as_str(),
+                m.kind.as_str(),
+                m.target.as_str(),
+                m.is_read_only,
+            )
+        })
+        .collect();
+    assert_eq!(
+        mounts,
+        [
+            ("data", "disk", "/data", false),
+            ("models", "image", "/data/models", true),
+            ("web", "share", "/srv", true),
+        ]
+    );
+    assert_eq!(vm.mounts[2].host_path, "/srv/web");
+    let secret = |name: &str, env: &str| (name.to_owned(), env.to_owned());
+    assert_eq!(vm.secrets, [secret("key", "KEY"), secret("other", "")]);
+    assert_eq!(vm.network_mode, "vsock");
+    assert_eq!((vm.pci.len(), vm.pci_allowlist.len()), (1, 1));
+    assert_eq!(
+        (vm.cpu_quota_percent, vm.cpu_weight, vm.io_weight),
+        (150, 50, 60)
+    );
+}
+
+#[tokio::test]
 async fn what_cannot_be_opened_is_told_by_a_name() {
     let dir = temp_dir();
     let registry = registry(&dir);
@@ -112,6 +210,16 @@ async fn what_cannot_be_opened_is_told_by_a_name() {
     assert_eq!(
         refused(From(Some("db"))).await,
         format!("{prefix}.BeingDeleted")
+    );
+    let mut new = new_vm("disk", "caddy");
+    new.config = config(serde_json::json!({
+        "volumes": [{"name": "data", "target": "/data", "size_mb": 16}],
+    }));
+    registry.create_vm(new).await.unwrap();
+    fs::write(dir.path().join("disks"), "no folder").unwrap();
+    assert_eq!(
+        refused(From(Some("disk"))).await,
+        format!("{prefix}.NoDisk")
     );
     fs::remove_file(&blob).unwrap();
     assert_eq!(

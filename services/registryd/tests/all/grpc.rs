@@ -320,9 +320,9 @@ async fn a_vm_that_cannot_be_is_refused_with_the_remedy() {
         ..wire::CreateVmRequest::default()
     };
     let cases = [
-        (request(Some(0), None, ""), "0 CPUs"),
-        (request(None, Some(0), ""), "0 MiB"),
-        (request(None, Some(u32::MAX), ""), "MiB"),
+        (request(Some(0), None, ""), "cpu_cores: 0"),
+        (request(None, Some(0), ""), "memory_mb: 0 MiB"),
+        (request(None, Some(u32::MAX), ""), "64 to 4194304"),
         (request(None, None, "xen"), "not one of auto"),
     ];
     for (request, expected) in cases {
@@ -332,6 +332,131 @@ async fn a_vm_that_cannot_be_is_refused_with_the_remedy() {
     }
     let vms = daemon.client.list_vms(wire::ListVmsRequest {}).await;
     assert_eq!(vms.unwrap().into_inner().vms.len(), 1);
+}
+
+#[tokio::test]
+async fn a_vm_is_created_with_a_configuration_and_secrets_and_changed() {
+    let mut daemon = Daemon::start().await;
+    daemon.installed("caddy").await;
+    let request = wire::CreateVmRequest {
+        name: "web".to_owned(),
+        plugin: "caddy".to_owned(),
+        memory_mb: Some(512),
+        config:
+            br#"{"cpu_cores": 2, "memory_mb": 128, "secrets": [{"name": "key", "env": "KEY"}]}"#
+                .to_vec(),
+        secrets: vec![secret("key", b"s3cret")],
+        ..wire::CreateVmRequest::default()
+    };
+    let created = daemon.client.create_vm(request).await.unwrap();
+    let vm = created.into_inner().vm.unwrap();
+    assert_eq!((vm.cpu_cores, vm.memory_mb), (2, 512));
+    assert_eq!(
+        (vm.config_version, &vm.secrets[..]),
+        (1, &["key".to_owned()][..])
+    );
+    let own: serde_json::Value = serde_json::from_slice(&vm.config).unwrap();
+    assert_eq!(own["memory_mb"], 512);
+    assert!(!String::from_utf8_lossy(&vm.config).contains("s3cret"));
+
+    let set = |config: &str, expected_version, reason: &str| wire::SetVmConfigRequest {
+        name: "web".to_owned(),
+        config: config.into(),
+        expected_version,
+        reason: reason.to_owned(),
+    };
+    let answer = daemon
+        .client
+        .set_vm_config(set(r#"{"env":{"B":"c"}}"#, 1, ""))
+        .await;
+    let second = answer.unwrap().into_inner().config.unwrap();
+    assert_eq!((second.version, second.reason.as_str()), (2, "set"));
+    let get = |version| wire::GetVmConfigRequest {
+        name: "web".to_owned(),
+        version,
+    };
+    let got = daemon.client.get_vm_config(get(0)).await.unwrap();
+    let got = got.into_inner();
+    assert_eq!(got.config, Some(second));
+    let effective: serde_json::Value = serde_json::from_slice(&got.effective).unwrap();
+    assert_eq!(effective["entrypoint"][0], "/bin/app");
+    assert_eq!(effective["env"], serde_json::json!({"A": "b", "B": "c"}));
+    let list = wire::ListVmConfigsRequest {
+        name: "web".to_owned(),
+    };
+    let listed = daemon.client.list_vm_configs(list).await.unwrap();
+    let versions: Vec<_> = listed
+        .into_inner()
+        .configs
+        .iter()
+        .map(|c| c.version)
+        .collect();
+    assert_eq!(versions, [2, 1]);
+
+    let long = "x".repeat(257);
+    let cases = [
+        (set("{}", 1, ""), Code::Aborted, "newest version is 2"),
+        (
+            set("{\"a\":1}", 0, ""),
+            Code::InvalidArgument,
+            "unknown field `a`",
+        ),
+        (set("[", 0, ""), Code::InvalidArgument, "not valid"),
+        (
+            set("{\"memory_mb\":1}", 0, ""),
+            Code::InvalidArgument,
+            "memory_mb: 1 MiB",
+        ),
+        (set("{}", 0, "a\nb"), Code::InvalidArgument, "one line"),
+        (set("{}", 0, &long), Code::InvalidArgument, "at most 256"),
+    ];
+    for (request, code, expected) in cases {
+        let error = daemon.client.set_vm_config(request).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.message().contains(expected), "{error}");
+    }
+    let missing = daemon.client.get_vm_config(get(9)).await.unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound, "{missing}");
+}
+
+#[tokio::test]
+async fn secrets_are_kept_replaced_and_forgotten() {
+    let mut daemon = Daemon::start().await;
+    daemon.installed("caddy").await;
+    daemon.create("web", "caddy").await.unwrap();
+    let put = |name: &str, value: &[u8]| wire::PutVmSecretRequest {
+        name: "web".to_owned(),
+        secret: Some(secret(name, value)),
+    };
+    daemon.client.put_vm_secret(put("key", b"1")).await.unwrap();
+    daemon.client.put_vm_secret(put("key", b"2")).await.unwrap();
+    let kept = daemon.dir.path().join("credentials/web/key");
+    assert_eq!(std::fs::read(&kept).unwrap(), b"2");
+    for (request, expected) in [
+        (put("../key", b"1"), "'../key'"),
+        (put("", b"1"), "1 to 64"),
+        (put("key", &[0; 128 * 1024 + 1]), "at most 131072"),
+    ] {
+        let error = daemon.client.put_vm_secret(request).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains(expected), "{error}");
+    }
+    let remove = || wire::RemoveVmSecretRequest {
+        name: "web".to_owned(),
+        secret: "key".to_owned(),
+    };
+    daemon.client.remove_vm_secret(remove()).await.unwrap();
+    daemon.client.remove_vm_secret(remove()).await.unwrap();
+    assert!(!kept.exists());
+    let vm = daemon.client.get_vm(named("web")).await.unwrap();
+    assert!(vm.into_inner().vm.unwrap().secrets.is_empty());
+}
+
+fn secret(name: &str, value: &[u8]) -> wire::SecretValue {
+    wire::SecretValue {
+        name: name.to_owned(),
+        value: value.to_vec(),
+    }
 }
 
 #[tokio::test]

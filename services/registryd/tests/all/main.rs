@@ -4,6 +4,7 @@
 
 mod check;
 mod common;
+mod configs;
 mod daemon;
 mod dbus;
 mod download;
@@ -16,6 +17,7 @@ mod oci;
 mod plugins;
 mod properties;
 mod refers;
+mod secrets;
 mod store;
 mod trust;
 mod versions;

@@ -1,12 +1,17 @@
 //! From the database of the first release to that of this one.
 
-use registryd::{DATABASE, FIRST_UID, OpenError};
+use registryd::{DATABASE, FIRST_UID, NewConfig, OpenError};
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
-use crate::common::{bytes, create, digest, manifest, open, temp_dir};
+use crate::common::{bytes, config, create, digest, manifest, open, temp_dir};
 
 const FIRST: &str = include_str!("../../migrations/0001-initial.sql");
+/// What later releases added before VMs had configurations.
+const BEFORE_CONFIGS: [&str; 2] = [
+    include_str!("../../migrations/0002-versions.sql"),
+    include_str!("../../migrations/0003-damaged.sql"),
+];
 
 /// A state folder as the first release left it: the plugin 'caddy', replaced since the VM 'old' was created, and a VM that
 /// came and went.
@@ -120,4 +125,67 @@ fn a_migrated_database_is_checked_like_a_new_one() {
     let error = open(&dir).open_vm(&"old".parse().unwrap()).unwrap_err();
     assert!(matches!(error, OpenError::Manifest { .. }), "{error}");
     assert!(error.to_string().contains("'caddy@1.0'"), "{error}");
+}
+
+/// A state folder as the release with that schema left it, with a VM that asked for more than its plugin gives.
+fn release(schema: usize) -> TempDir {
+    let dir = first_release();
+    let db = Connection::open(dir.path().join(DATABASE)).unwrap();
+    db.pragma_update(None, "foreign_keys", false).unwrap();
+    for step in &BEFORE_CONFIGS[..schema - 1] {
+        db.execute_batch(step).unwrap();
+    }
+    db.pragma_update(None, "user_version", u32::try_from(schema).unwrap())
+        .unwrap();
+    if schema > 1 {
+        // As a store fills it when it is opened.
+        let mut rows = db.prepare("SELECT seq, manifest FROM vms").unwrap();
+        let rows: Vec<(i64, Vec<u8>)> = rows
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        for (seq, manifest) in rows {
+            let row = params![seq, digest(&manifest).to_string()];
+            db.execute("UPDATE vms SET manifest_digest = ?2 WHERE seq = ?1", row)
+                .unwrap();
+        }
+    }
+    let asked = "UPDATE vms SET cpu_cores = 4, memory_mb = 1024, vmm = 'qemu' WHERE name = 'old'";
+    db.execute(asked, []).unwrap();
+    dir
+}
+
+#[test]
+fn a_vm_of_any_release_has_what_it_was_created_with_as_its_first_configuration() {
+    for schema in 1..=3 {
+        let dir = release(schema);
+        let store = open(&dir);
+        let (old, now) = ("old".parse().unwrap(), jiff::Timestamp::now());
+        let vm = store.vm(&old).unwrap();
+        assert_eq!((vm.config_version, vm.memory_mb), (1, 1024));
+        let (first, effective) = store.vm_config(&old, None).unwrap();
+        assert_eq!(
+            (first.reason.as_str(), first.created_at.as_str()),
+            ("created", "then")
+        );
+        let expected =
+            config(serde_json::json!({"cpu_cores": 4, "memory_mb": 1024, "vmm": "qemu"}));
+        assert_eq!(first.config.as_bytes(), expected.to_json());
+        assert_eq!(effective.entrypoint, ["/bin/app", "run"]);
+        let opened = store.open_vm(&old).unwrap();
+        assert_eq!(opened.effective.resources.cpu_cores, 4);
+
+        // It is changed like any other; the same again is nothing new.
+        let same = NewConfig {
+            config: expected,
+            expected: None,
+            reason: "set".to_owned(),
+        };
+        let (set, _) = store.set_vm_config(&old, &same, now).unwrap();
+        assert_eq!(set.version, 1);
+        store.delete_vm(&old).unwrap();
+        store.purge_vm(&old).unwrap();
+        assert_eq!(store.vms().unwrap().len(), 1, "schema {schema}");
+    }
 }

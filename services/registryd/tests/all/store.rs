@@ -272,7 +272,7 @@ fn a_vm_gets_what_it_asks_for_else_the_plugins_else_the_default() {
     put(&store, &sized).unwrap();
 
     let mut asking = new_vm("c", "sized");
-    asking.memory_mb = Some(1024);
+    asking.config.memory_mb = Some(1024);
     let now = jiff::Timestamp::now();
     let got: Vec<_> = [new_vm("a", "plain"), new_vm("b", "sized"), asking]
         .iter()
@@ -282,9 +282,13 @@ fn a_vm_gets_what_it_asks_for_else_the_plugins_else_the_default() {
     assert_eq!(got, [(1, 256), (2, 512), (2, 1024)]);
 
     let mut nothing = new_vm("d", "plain");
-    nothing.memory_mb = Some(0);
+    nothing.config.memory_mb = Some(0);
     let error = store.create_vm(&nothing, now).unwrap_err();
-    assert!(chain(&error).contains("0 MiB"), "{}", chain(&error));
+    assert!(
+        chain(&error).contains("memory_mb: 0 MiB"),
+        "{}",
+        chain(&error)
+    );
     assert_eq!(store.vms().unwrap().len(), 3);
 }
 

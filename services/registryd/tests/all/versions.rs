@@ -86,7 +86,9 @@ fn what_no_vm_can_be_given_is_named() {
     let error = error.unwrap_err();
     assert!(matches!(error, VmError::Unsupported { .. }), "{error}");
     assert!(
-        error.to_string().contains("disks, network.mode vsock"),
+        error
+            .to_string()
+            .contains("with disks.d without 'readonly'"),
         "{error}"
     );
 }

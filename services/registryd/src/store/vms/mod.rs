@@ -1,15 +1,25 @@
 //! VM definitions: what a VM is made of, for as long as it has its name.
 
-use std::fs::File;
+mod configs;
+mod error;
+mod secrets;
+
+use std::{collections::BTreeSet, fmt, fs::File};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 use volant_spec::{
-    Digest, Manifest, Name, PluginRef, Resources, config::Vmm, manifest::ManifestError,
-    resources::ResourcesError,
+    Manifest, Name, PluginRef,
+    manifest::ManifestError,
+    vm_config::{Effective, SecretName, VmConfig},
 };
 
-use super::{Damage, Store, StoreError, blobs, digests};
+use super::{Store, StoreError, blobs, digests};
+use crate::disks::VmDisks;
+
+pub use configs::{ConfigVersion, KEPT_CONFIGS, NewConfig};
+pub use error::{OpenError, VmError};
+pub use secrets::{CREDENTIALS, SecretValue};
 
 pub use volant_spec::unit::{FIRST_UID, LAST_UID};
 
@@ -34,6 +44,12 @@ pub struct Vm {
     /// RFC 3339.
     pub created_at: String,
     pub deleting: bool,
+    /// The newest.
+    pub config_version: u64,
+    /// JSON: the newest [`VmConfig`].
+    pub config: String,
+    /// The names of its secrets.
+    pub secrets: Vec<String>,
 }
 
 /// What a new VM is asked to be.
@@ -42,10 +58,8 @@ pub struct NewVm {
     pub name: Name,
     /// Without a version: the newest that is enabled.
     pub plugin: PluginRef,
-    /// Absent: the plugin's, else the default.
-    pub cpu_cores: Option<u32>,
-    pub memory_mb: Option<u32>,
-    pub vmm: Vmm,
+    pub config: VmConfig,
+    pub secrets: Vec<(SecretName, SecretValue)>,
 }
 
 /// A VM with all that its supervisor needs.
@@ -54,82 +68,27 @@ pub struct OpenVm {
     pub vm: Vm,
     pub uid: u32,
     pub manifest: Manifest,
+    /// What follows from its configuration and the manifest.
+    pub effective: Effective,
     /// By the manifest's field.
     pub artifacts: Vec<(String, File)>,
+    /// Its own: `disk.NAME`.
+    pub disks: Vec<(String, File)>,
 }
 
-/// Why a VM was not answered or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum VmError {
-    #[error("no VM '{0}' is defined; `volar vms list` shows those there are")]
-    NotFound(Name),
-    #[error("the name '{0}' is taken by a VM; choose another, or delete that VM first")]
-    Taken(Name),
-    #[error("the name '{0}' is taken by a VM that is being deleted; try again when it is gone")]
-    TakenByDeleting(Name),
-    #[error("no plugin '{0}' is installed; `volar plugins list` shows those there are")]
-    NoPlugin(PluginRef),
-    #[error(
-        "the plugin '{0}' is disabled and makes no new VMs; enable it first: `volar plugins enable {0}`"
-    )]
-    Disabled(PluginRef),
-    #[error(
-        "no VM can be made of the plugin '{plugin}': this version of Volant cannot do what its manifest asks for with {}",
-        .fields.join(", ")
-    )]
-    Unsupported {
-        plugin: PluginRef,
-        fields: Vec<String>,
-    },
-    #[error("the VM '{vm}' cannot have these resources")]
-    Resources { vm: Name, source: ResourcesError },
-    #[error("the VM '{0}' is not marked as being deleted; delete it instead")]
-    NotMarked(Name),
-    #[error("all user ids for VMs are used up on this host: no VM can be created any more")]
-    UidsUsedUp,
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why a VM was not opened for its supervisor.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("no VM '{0}' is defined; `volar vms list` shows those there are")]
-    NotFound(Name),
-    #[error("the VM '{0}' is being deleted and does not start any more")]
-    BeingDeleted(Name),
-    #[error(
-        "the artifact '{artifact}' ({digest}) of the plugin '{plugin}' {damage}; install the plugin again: \
-         `volar plugins install`"
-    )]
-    Artifact {
-        /// With its version.
-        plugin: String,
-        artifact: String,
-        digest: Digest,
-        damage: Damage,
-    },
-    #[error(
-        "the manifest that the VM '{vm}' was created with, of the plugin '{plugin}', was changed in the database; delete \
-         the VM and create it anew"
-    )]
-    Manifest {
-        vm: Name,
-        /// With its version.
-        plugin: String,
-    },
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-const COLUMNS: &str =
-    "seq, uuid, name, plugin, plugin_version, cpu_cores, memory_mb, vmm, created_at, deleting";
+/// Each VM with the newest version of its configuration.
+const SELECT: &str =
+    "SELECT v.seq, v.uuid, v.name, v.plugin, v.plugin_version, v.cpu_cores, v.memory_mb, v.vmm,
+         v.created_at, v.deleting, c.version, c.config
+     FROM vms v JOIN vm_configs c
+         ON c.vm = v.seq AND c.version = (SELECT max(version) FROM vm_configs WHERE vm = v.seq)";
 
 impl Store {
-    /// Defines a VM; durable when answered. It keeps the plugin's manifest and artifacts of this moment.
+    /// Defines a VM; durable when answered. It keeps the plugin's manifest and artifacts of this moment, and its secrets are
+    /// there before it is.
     ///
     /// # Errors
-    /// The name is taken, the plugin is not installed, the resources are out of range, or the store failed.
+    /// The name is taken, the plugin is not installed, the configuration is not valid or does not go with it, or the store failed.
     pub fn create_vm(&self, new: &NewVm, now: jiff::Timestamp) -> Result<Vm, VmError> {
         let failed = |source| self.failed("create a VM", source);
         let mut db = self.lock();
@@ -157,15 +116,7 @@ impl Store {
                 fields,
             });
         }
-        let default = manifest.resources.unwrap_or_default();
-        let resources = Resources::new(
-            new.cpu_cores.unwrap_or(default.cpu_cores),
-            new.memory_mb.unwrap_or(default.memory_mb),
-        )
-        .map_err(|source| VmError::Resources {
-            vm: new.name.clone(),
-            source,
-        })?;
+        let (config, effective) = self.checked(&new.name, &new.config, &manifest)?;
         tx.execute(
             "INSERT INTO vms (uuid, name, plugin, plugin_version, manifest, manifest_digest, cpu_cores, memory_mb, vmm,
                  created_at)
@@ -177,15 +128,22 @@ impl Store {
                 plugin.version.as_str(),
                 bytes,
                 plugin.manifest_digest.to_string(),
-                resources.cpu_cores,
-                resources.memory_mb,
-                new.vmm.as_str(),
+                effective.resources.cpu_cores,
+                effective.resources.memory_mb,
+                effective.vmm.as_str(),
                 now.to_string(),
             ],
         )
         .map_err(failed)?;
         let seq = tx.last_insert_rowid();
         uid(seq).ok_or(VmError::UidsUsedUp)?;
+        let first = ConfigVersion {
+            version: 1,
+            config,
+            created_at: now.to_string(),
+            reason: "created".to_owned(),
+        };
+        self.put_config_in(&tx, seq, &first, &effective)?;
         for artifact in manifest.artifacts() {
             tx.execute(
                 "INSERT OR IGNORE INTO vm_blobs (vm, digest) VALUES (?1, ?2)",
@@ -193,9 +151,8 @@ impl Store {
             )
             .map_err(failed)?;
         }
-        let vm = self
-            .vm_in(&tx, &new.name)?
-            .ok_or_else(|| VmError::NotFound(new.name.clone()))?;
+        self.put_first_secrets(&new.name, &new.secrets)?;
+        let vm = self.existing_in(&tx, &new.name)?;
         tx.commit().map_err(failed)?;
         Ok(vm)
     }
@@ -203,8 +160,7 @@ impl Store {
     /// # Errors
     /// There is none of that name, or the store failed.
     pub fn vm(&self, name: &Name) -> Result<Vm, VmError> {
-        self.vm_in(&self.lock(), name)?
-            .ok_or_else(|| VmError::NotFound(name.clone()))
+        self.existing_in(&self.lock(), name)
     }
 
     /// All VMs, by name; also those that are being deleted.
@@ -212,8 +168,13 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn vms(&self) -> Result<Vec<Vm>, VmError> {
-        let sql = format!("SELECT {COLUMNS} FROM vms ORDER BY name");
-        Ok(self.query(&self.lock(), &sql, [], read_vm)?)
+        let sql = format!("{SELECT} ORDER BY v.name");
+        let db = self.lock();
+        let mut vms = self.query(&db, &sql, [], read_vm)?;
+        for vm in &mut vms {
+            vm.secrets = self.secret_names(&vm.name)?;
+        }
+        Ok(vms)
     }
 
     /// Marks a VM as being deleted. Idempotent.
@@ -227,16 +188,25 @@ impl Store {
             [name.as_str()],
         )
         .map_err(|source| self.failed("delete a VM", source))?;
-        self.vm_in(&db, name)?
-            .ok_or_else(|| VmError::NotFound(name.clone()))
+        self.existing_in(&db, name)
     }
 
-    /// Removes a VM that is marked, and the artifacts that nothing else uses. Idempotent: one that is not there is fine.
+    /// Removes a VM that is marked, its disks and secrets, and the artifacts that nothing else uses. Idempotent: one that is not
+    /// there is fine.
     ///
     /// # Errors
-    /// It is not marked, or the store failed.
+    /// It is not marked, or the store failed; it is still there then.
     pub fn purge_vm(&self, name: &Name) -> Result<(), VmError> {
         let failed = |source| self.failed("remove a VM", source);
+        // Before nothing refers to them any more, and without the lock: removing large files takes its time.
+        let marked = self.vm_in(&self.lock(), name)?.filter(|vm| vm.deleting);
+        if let Some(vm) = marked {
+            let removed = self.disks.remove(&vm.uuid);
+            removed.map_err(|source| VmError::Disks {
+                vm: name.clone(),
+                source,
+            })?;
+        }
         let mut db = self.lock();
         let tx = db.transaction().map_err(failed)?;
         let Some(vm) = self.vm_in(&tx, name)? else {
@@ -245,6 +215,7 @@ impl Store {
         if !vm.deleting {
             return Err(VmError::NotMarked(name.clone()));
         }
+        self.remove_secrets(name)?;
         let sql = "SELECT digest FROM vm_blobs WHERE vm = ?1";
         let before = self.query(&tx, sql, [vm.seq], |row| row.get(0))?;
         tx.execute("DELETE FROM vms WHERE seq = ?1", [vm.seq])
@@ -256,12 +227,13 @@ impl Store {
     }
 
     /// A VM for its supervisor, with its artifacts open for reading: they, and its manifest, are found to be what they were
-    /// when it was created. That may take the time of reading large files; no other call waits for it.
+    /// when it was created. Its own disks are made, grown and opened, too. That may take the time of reading large files; no
+    /// other call waits for it.
     ///
     /// # Errors
-    /// There is none, it is being deleted, something is missing or was changed, or the store failed.
+    /// There is none, it is being deleted, something is missing or was changed, a disk cannot be had, or the store failed.
     pub fn open_vm(&self, name: &Name) -> Result<OpenVm, OpenError> {
-        let (vm, bytes) = self.defined(name)?;
+        let (vm, config, bytes) = self.defined(name)?;
         let plugin = format!("{}@{}", vm.plugin, vm.plugin_version);
         let Some(bytes) = bytes else {
             return Err(OpenError::Manifest {
@@ -270,6 +242,7 @@ impl Store {
             });
         };
         let manifest = self.parse_stored(name, &bytes)?;
+        let effective = self.effective(name, &config, &manifest)?;
         let mut artifacts = Vec::new();
         for artifact in manifest.artifacts() {
             let opened = self.open_blob(&artifact.checksum)?;
@@ -282,16 +255,20 @@ impl Store {
             artifacts.push((artifact.field, file));
         }
         let uid = uid(vm.seq).ok_or_else(|| self.no_uid(&vm))?;
+        let disks = VmDisks::of(&vm.uuid, name, &effective.to_config())?;
+        let disks = self.disks.open(&disks)?;
         Ok(OpenVm {
             vm,
             uid,
             manifest,
+            effective,
             artifacts,
+            disks,
         })
     }
 
-    /// A VM that may start, and its manifest if that is the one that it was created with.
-    fn defined(&self, name: &Name) -> Result<(Vm, Option<Vec<u8>>), OpenError> {
+    /// A VM that may start, its configuration, and its manifest if that is the one that it was created with.
+    fn defined(&self, name: &Name) -> Result<(Vm, ConfigVersion, Option<Vec<u8>>), OpenError> {
         let db = self.lock();
         let vm = self
             .vm_in(&db, name)?
@@ -307,7 +284,29 @@ impl Store {
             )
             .map_err(|source| self.failed("look up a VM", source))?;
         let same = digests::of(&bytes).to_string() == digest;
-        Ok((vm, same.then_some(bytes)))
+        let config = self.newest_in(&db, &vm)?;
+        Ok((vm, config, same.then_some(bytes)))
+    }
+
+    /// What a crash left of VMs that are gone, or never came to be: their disks and secrets.
+    pub(super) fn sweep_vms(&self) -> Result<(), VmError> {
+        let vms = self.vms()?;
+        let names: BTreeSet<_> = vms.iter().map(|vm| vm.name.clone()).collect();
+        self.sweep_secrets(&names)?;
+        let uuids: BTreeSet<_> = vms.into_iter().map(|vm| vm.uuid).collect();
+        if let Err(error) = self.disks.sweep(&uuids) {
+            // They take room, and harm nobody.
+            tracing::warn!("{}", crate::status::chain(&error));
+        }
+        Ok(())
+    }
+
+    fn manifest_in(&self, db: &Connection, vm: &Vm) -> Result<Manifest, StoreError> {
+        let sql = "SELECT manifest FROM vms WHERE seq = ?1";
+        let bytes: Vec<u8> = db
+            .query_row(sql, [vm.seq], |row| row.get(0))
+            .map_err(|source| self.failed("look up a VM", source))?;
+        self.parse_stored(&vm.name, &bytes)
     }
 
     fn no_uid(&self, vm: &Vm) -> StoreError {
@@ -319,14 +318,24 @@ impl Store {
     }
 
     fn vm_in(&self, db: &Connection, name: &Name) -> Result<Option<Vm>, StoreError> {
-        let sql = format!("SELECT {COLUMNS} FROM vms WHERE name = ?1");
-        db.query_row(&sql, [name.as_str()], read_vm)
+        let sql = format!("{SELECT} WHERE v.name = ?1");
+        let mut vm = db
+            .query_row(&sql, [name.as_str()], read_vm)
             .optional()
-            .map_err(|source| self.failed("look up a VM", source))
+            .map_err(|source| self.failed("look up a VM", source))?;
+        if let Some(vm) = &mut vm {
+            vm.secrets = self.secret_names(&vm.name)?;
+        }
+        Ok(vm)
+    }
+
+    fn existing_in(&self, db: &Connection, name: &Name) -> Result<Vm, VmError> {
+        self.vm_in(db, name)?
+            .ok_or_else(|| VmError::NotFound(name.clone()))
     }
 
     /// A manifest that was parsed before it was kept; one that no longer parses was changed since.
-    fn parse_stored(&self, of: &Name, bytes: &[u8]) -> Result<Manifest, StoreError> {
+    fn parse_stored(&self, of: impl fmt::Display, bytes: &[u8]) -> Result<Manifest, StoreError> {
         Manifest::parse_installed(bytes)
             .map_err(|error: ManifestError| self.damaged(format!("the manifest of '{of}'"), &error))
     }
@@ -344,6 +353,9 @@ fn read_vm(row: &Row<'_>) -> rusqlite::Result<Vm> {
         vmm: row.get(7)?,
         created_at: row.get(8)?,
         deleting: row.get(9)?,
+        config_version: row.get(10)?,
+        config: row.get(11)?,
+        secrets: Vec::new(),
     })
 }
 
