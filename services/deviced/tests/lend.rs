@@ -2,6 +2,8 @@
 //! `bind` and `drivers_probe` changes links, or is refused with the kernel's errors. It stands for an IOMMU and for devices,
 //! which the machines that run this do not have.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     cell::RefCell,
     collections::BTreeMap,
