@@ -3,8 +3,12 @@
 //! It keeps no state: what should exist is registryd's, who has which address is ipamd's, what runs is systemd's. What
 //! it does own is the order of the steps when a VM is created or deleted (`lifecycle.rs`).
 
+mod config;
 mod deletion;
+mod ended;
+pub mod events;
 pub mod ipam;
+pub mod journal;
 mod lifecycle;
 pub mod live;
 pub mod phase;
@@ -16,15 +20,24 @@ mod rpc;
 pub mod serve;
 pub mod systemd;
 pub mod view;
+pub mod vmd;
 
 use std::sync::Arc;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use volant_service::{Busy, Idle};
 
 pub use problem::{Kind, Problem};
 pub use systemd::Systemd;
 
-use crate::{deletion::Deletions, ipam::Ipam, registry::Registry};
+use crate::{
+    deletion::Deletions, events::Events, ipam::Ipam, journal::Journal, registry::Registry,
+    vmd::Vmds,
+};
+
+/// Streams and sessions of clients at once; more are refused.
+const SESSIONS: usize = 128;
 
 /// Everything that a request can ask for. Clones share it.
 #[derive(Clone, Debug)]
@@ -35,19 +48,55 @@ struct Inner {
     registry: Registry,
     ipam: Ipam,
     systemd: Systemd,
+    vmds: Vmds,
+    journal: Journal,
+    events: Events,
     idle: Idle,
     deletions: Deletions,
+    sessions: Arc<Semaphore>,
+    ending: CancellationToken,
+}
+
+/// Those whom a gateway asks.
+#[derive(Debug)]
+pub struct Parts {
+    pub registry: Registry,
+    pub ipam: Ipam,
+    pub systemd: Systemd,
+    pub vmds: Vmds,
+    pub journal: Journal,
+    pub idle: Idle,
+}
+
+/// A stream or a session of a client, for as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct Session {
+    _busy: Busy,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Gateway {
     #[must_use]
-    pub fn new(registry: Registry, ipam: Ipam, systemd: Systemd, idle: Idle) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            registry,
+            ipam,
+            systemd,
+            vmds,
+            journal,
+            idle,
+        } = parts;
         Self(Arc::new(Inner {
             registry,
             ipam,
             systemd,
+            vmds,
+            journal,
+            events: Events::new(),
             idle,
             deletions: Deletions::default(),
+            sessions: Arc::new(Semaphore::new(SESSIONS)),
+            ending: CancellationToken::new(),
         }))
     }
 
@@ -57,9 +106,29 @@ impl Gateway {
         self.0.idle.busy()
     }
 
+    /// Cancelled when the service ends: then streams that have no end of their own are to end.
+    #[must_use]
+    pub fn ending(&self) -> &CancellationToken {
+        &self.0.ending
+    }
+
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.0.registry
+    }
+
+    /// A place for one more stream or session.
+    pub(crate) fn session(&self) -> Result<Session, Problem> {
+        match Arc::clone(&self.0.sessions).try_acquire_owned() {
+            Ok(place) => Ok(Session {
+                _busy: self.busy(),
+                _place: place,
+            }),
+            Err(_) => {
+                let detail = format!("{SESSIONS} sessions and streams are open: end one");
+                Err(Problem::new(Kind::TooManySessions, detail))
+            }
+        }
     }
 
     pub(crate) fn ipam(&self) -> &Ipam {
@@ -68,5 +137,19 @@ impl Gateway {
 
     pub(crate) fn systemd(&self) -> &Systemd {
         &self.0.systemd
+    }
+
+    pub(crate) fn vmds(&self) -> &Vmds {
+        &self.0.vmds
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.0.journal
+    }
+
+    /// What happens to VMs.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.0.events
     }
 }

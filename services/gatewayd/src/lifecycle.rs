@@ -30,7 +30,7 @@ use crate::{
 /// How many VMs are looked at at once for a list.
 const AT_ONCE: usize = 32;
 /// The units of all VMs.
-const EVERY_VM: &str = "volant-vm@*.service";
+pub(crate) const EVERY_VM: &str = "volant-vm@*.service";
 /// What ipamd may take to tell the leases; VMs are shown without them then.
 const LEASES: Duration = Duration::from_secs(3);
 /// How often a unit is stopped that somebody else starts again.
@@ -131,7 +131,14 @@ impl Gateway {
             true => None,
             false => live::ask(self.systemd(), name).await,
         };
-        Ok(view::vm(defined, unit_name, &unit, live, lease))
+        let running = live.as_ref().and_then(|live| live.config_version);
+        let differs = match running {
+            Some(version) if version != defined.config_version => {
+                self.differs(name, version, &defined.config).await
+            }
+            _ => false,
+        };
+        Ok(view::vm(defined, unit_name, &unit, live, lease, differs))
     }
 
     /// Defines a VM and starts it. Goes on when the caller does not wait. No trace is left of a VM that does not start,
@@ -144,6 +151,7 @@ impl Gateway {
         self.see_through(async move {
             let defined = this.registry().create_vm(&new.request).await?;
             let name = new.name;
+            this.events().tell(name.as_str(), "created");
             let began = async {
                 if new.enable {
                     this.change_boot(&name, AtBoot::Start).await?;
@@ -198,6 +206,7 @@ impl Gateway {
                     Launch::Overruled(problem) => return Err(problem),
                 },
                 Change::Stop => this.halt(&name).await?,
+                Change::Reload => this.reload(&name).await?,
             }
             this.vm(&name).await
         })
@@ -244,6 +253,7 @@ impl Gateway {
         }
         self.ipam().release(name).await?;
         self.registry().purge_vm(name).await?;
+        self.events().tell(name.as_str(), "deleted");
         tracing::info!("VM {name} is deleted");
         Ok(())
     }
@@ -283,7 +293,7 @@ impl Gateway {
     }
 
     /// The VM, unless it is being deleted.
-    async fn present(&self, name: &Name) -> Result<Defined, Problem> {
+    pub(crate) async fn present(&self, name: &Name) -> Result<Defined, Problem> {
         let defined = self.registry().vm(name).await?;
         if defined.deleting {
             let detail = format!("VM {name} is being deleted");
@@ -349,6 +359,25 @@ impl Gateway {
                 return Ok(state);
             }
             tokio::time::sleep(LOOKS).await;
+        }
+    }
+
+    /// Has a new supervisor take the VM over; it runs on.
+    async fn reload(&self, name: &Name) -> Result<(), Problem> {
+        let (systemd, unit) = (self.systemd(), unit::vm(name));
+        if systemd.unit(&unit).await?.active != ActiveState::Active {
+            let detail = format!("VM {name} does not run: there is nothing to reload");
+            return Err(Problem::new(Kind::NotRunning, detail));
+        }
+        match systemd.carry_out(Change::Reload, &unit).await? {
+            JobResult::Done => Ok(()),
+            JobResult::Canceled => Err(Problem::new(
+                Kind::Unavailable,
+                format!("something else took VM {name} in hand while it was reloaded"),
+            )),
+            JobResult::Failed(result) => Err(Problem::internal(format!(
+                "the supervisor of VM {name} was not replaced ({result}); see: journalctl -u {unit}"
+            ))),
         }
     }
 

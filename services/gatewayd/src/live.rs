@@ -28,6 +28,16 @@ pub struct Live {
     pub memory_total_kib: Option<u64>,
     pub memory_available_kib: Option<u64>,
     pub agent_resident_kib: Option<u64>,
+    pub paused: bool,
+    pub config_version: Option<u64>,
+    pub cpu_cores: Option<u32>,
+    pub memory_mb: Option<u32>,
+    pub reboots: u32,
+    pub workload_restarts: u32,
+    pub health: Option<String>,
+    pub ended: Option<String>,
+    pub exit_code: Option<i32>,
+    pub generation: Option<u32>,
 }
 
 /// Asks a VM's supervisor; `None` when there is none, or when it does not answer in time.
@@ -64,11 +74,16 @@ fn read(mut properties: HashMap<String, OwnedVariant>) -> Live {
     let vmm = text("Vmm");
     let vmm_reason = text("VmmReason");
     let agent_version = text("AgentVersion");
+    let health = text("Health");
+    let ended = text("Ended");
     let mut large = |name| take::<u64>(&mut properties, name).filter(|&number| number != 0);
     let ready_since_unix_ms = large("ReadySinceUnixMs");
     let memory_total_kib = large("MemoryTotalKib");
     let memory_available_kib = large("MemoryAvailableKib");
     let agent_resident_kib = large("AgentResidentKib");
+    let config_version = large("ConfigVersion");
+    let paused = take(&mut properties, "Paused").unwrap_or_default();
+    let exit_code = take::<i32>(&mut properties, "ExitCode").filter(|&code| code >= 0);
     let mut small = |name| take::<u32>(&mut properties, name).filter(|&number| number != 0);
     Live {
         phase,
@@ -84,6 +99,16 @@ fn read(mut properties: HashMap<String, OwnedVariant>) -> Live {
         memory_total_kib,
         memory_available_kib,
         agent_resident_kib,
+        paused,
+        config_version,
+        cpu_cores: small("CpuCores"),
+        memory_mb: small("MemoryMb"),
+        reboots: small("Reboots").unwrap_or_default(),
+        workload_restarts: small("WorkloadRestarts").unwrap_or_default(),
+        health,
+        ended,
+        exit_code,
+        generation: small("Generation"),
     }
 }
 

@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use gatewayd::{Gateway, Systemd, ipam::Ipam, registry::Registry, rest, serve};
+use gatewayd::{
+    Gateway, Parts, Systemd, ipam::Ipam, journal::Journal, registry::Registry, rest, serve,
+    vmd::Vmds,
+};
 use volant_service::{Idle, Sockets, init_logging, ready, shutdown, stopping};
 
 /// Serves Volant's REST API on a Unix socket.
@@ -20,6 +23,12 @@ struct Args {
     /// Where ipamd listens.
     #[arg(long, default_value = "/run/volant/ipamd.sock")]
     ipamd: PathBuf,
+    /// The folder that has `NAME/vmd.sock` of each VM that runs.
+    #[arg(long, default_value = "/run/volant/vm")]
+    vms: PathBuf,
+    /// What reads the journal.
+    #[arg(long, default_value = "journalctl")]
+    journalctl: PathBuf,
     /// Seconds without a request after which the service exits; 0 means never.
     #[arg(long, default_value_t = 60)]
     idle_sec: u64,
@@ -36,9 +45,16 @@ async fn main() -> anyhow::Result<()> {
         .await
         .context("cannot connect to the system bus")?;
     let systemd = Systemd::new(&bus).await?;
-    let (registry, ipam) = (Registry::at(&args.registryd), Ipam::at(&args.ipamd));
     let idle = Idle::new();
-    let gateway = Gateway::new(registry, ipam, systemd, idle.clone());
+    let gateway = Gateway::new(Parts {
+        registry: Registry::at(&args.registryd),
+        ipam: Ipam::at(&args.ipamd),
+        systemd,
+        vmds: Vmds::at(&args.vms),
+        journal: Journal::by(args.journalctl),
+        idle: idle.clone(),
+    });
+    let ending = gateway.ending().clone();
     gateway.finish_deletions();
     ready("serving the REST API").context("cannot tell systemd that the service serves")?;
 
@@ -57,7 +73,7 @@ async fn main() -> anyhow::Result<()> {
         stopping("ending");
         lost
     };
-    let lost = serve::serve(socket, rest::router(gateway), idle.clone(), end).await;
+    let lost = serve::serve(socket, rest::router(gateway), idle.clone(), ending, end).await;
     if lost {
         bail!("the system bus closed the connection");
     }

@@ -45,6 +45,17 @@ pub enum Kind {
     StartFailed,
     Unavailable,
     NoSpace,
+    NotRunning,
+    NotInGuest,
+    UnusableInGuest,
+    GuestAway,
+    NotPossible,
+    TooManySessions,
+    VersionConflict,
+    UnusableConfig,
+    WaitTimedOut,
+    WaitImpossible,
+    NoSuchVersion,
 }
 
 impl Kind {
@@ -158,6 +169,49 @@ impl Kind {
                 "A part of Volant, or something it needs, did not answer",
             ),
             Self::NoSpace => ("no-space", S::INSUFFICIENT_STORAGE, "There is no room left"),
+            Self::NotRunning => ("not-running", S::CONFLICT, "The VM does not run"),
+            Self::NotInGuest => (
+                "not-in-guest",
+                S::NOT_FOUND,
+                "There is no such thing in the guest",
+            ),
+            Self::UnusableInGuest => (
+                "unusable-in-guest",
+                S::CONFLICT,
+                "It is there, and cannot be used so",
+            ),
+            Self::GuestAway => (
+                "guest-away",
+                S::SERVICE_UNAVAILABLE,
+                "The guest does not answer now",
+            ),
+            Self::NotPossible => ("not-possible", S::CONFLICT, "This VM cannot do it"),
+            Self::TooManySessions => (
+                "too-many-sessions",
+                S::SERVICE_UNAVAILABLE,
+                "There are too many sessions",
+            ),
+            Self::VersionConflict => (
+                "version-conflict",
+                S::PRECONDITION_FAILED,
+                "The configuration has another version",
+            ),
+            Self::UnusableConfig => (
+                "unusable-config",
+                S::CONFLICT,
+                "This host cannot give what the configuration asks for",
+            ),
+            Self::WaitTimedOut => (
+                "wait-timed-out",
+                S::GATEWAY_TIMEOUT,
+                "It did not come in time",
+            ),
+            Self::WaitImpossible => ("wait-impossible", S::CONFLICT, "It cannot come any more"),
+            Self::NoSuchVersion => (
+                "no-such-version",
+                S::NOT_FOUND,
+                "The configuration has no such version",
+            ),
         }
     }
 }

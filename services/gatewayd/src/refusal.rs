@@ -17,6 +17,8 @@ pub enum Asked {
     Blob,
     Vm,
     CreateVm,
+    Config,
+    Secret,
     Lease,
 }
 
@@ -47,7 +49,7 @@ fn kind_of(asked: Asked, code: Code) -> Kind {
             Asked::InstallByName => Kind::NotInIndex,
             Asked::PullPlugin => Kind::NotInRegistry,
             Asked::Blob => Kind::NoSuchBlob,
-            Asked::Vm => Kind::NoSuchVm,
+            Asked::Vm | Asked::Config | Asked::Secret => Kind::NoSuchVm,
             Asked::CreateVm => Kind::UnknownPlugin,
             // Its URL, or that of an artifact.
             Asked::InstallPlugin => Kind::NotInstallable,
@@ -64,6 +66,8 @@ fn kind_of(asked: Asked, code: Code) -> Kind {
             | Asked::Upkeep
             | Asked::Blob
             | Asked::Vm
+            | Asked::Config
+            | Asked::Secret
             | Asked::Lease => Kind::Internal,
         },
         Code::FailedPrecondition => match asked {
@@ -71,7 +75,8 @@ fn kind_of(asked: Asked, code: Code) -> Kind {
             Asked::InstallPlugin => Kind::MissingArtifact,
             Asked::InstallByName | Asked::PullPlugin => Kind::NotInstallable,
             Asked::CreateVm => Kind::UnusablePlugin,
-            Asked::Vm => Kind::BeingDeleted,
+            Asked::Config => Kind::UnusableConfig,
+            Asked::Vm | Asked::Secret => Kind::BeingDeleted,
             Asked::Plugin | Asked::Search | Asked::Upkeep => Kind::Misconfigured,
             Asked::Blob | Asked::Lease => Kind::Internal,
         },
@@ -86,12 +91,16 @@ fn kind_of(asked: Asked, code: Code) -> Kind {
             | Asked::Blob
             | Asked::Vm
             | Asked::CreateVm
+            | Asked::Config
+            | Asked::Secret
             | Asked::Lease => Kind::Internal,
         },
         Code::ResourceExhausted => Kind::NoSpace,
         // What a server gave was not what was to come.
         Code::Aborted => match asked {
             Asked::InstallPlugin | Asked::InstallByName | Asked::PullPlugin => Kind::NotInstallable,
+            // Another version is the newest.
+            Asked::Config => Kind::VersionConflict,
             Asked::Plugin
             | Asked::RemovePlugin
             | Asked::Search
@@ -99,6 +108,7 @@ fn kind_of(asked: Asked, code: Code) -> Kind {
             | Asked::Blob
             | Asked::Vm
             | Asked::CreateVm
+            | Asked::Secret
             | Asked::Lease => Kind::Unavailable,
         },
         // Cancelled and Unknown are what a call gets whose callee died under it; ours never answer so.
@@ -124,7 +134,9 @@ fn detail(asked: Asked, status: &Status) -> String {
         | Asked::Upkeep
         | Asked::Blob
         | Asked::Vm
-        | Asked::CreateVm => "registryd",
+        | Asked::CreateVm
+        | Asked::Config
+        | Asked::Secret => "registryd",
         Asked::Lease => "ipamd",
     };
     let message = status.message();
@@ -194,6 +206,13 @@ mod tests {
             (Asked::Blob, Code::ResourceExhausted, Kind::NoSpace),
             (Asked::Lease, Code::Unavailable, Kind::Unavailable),
             (Asked::Vm, Code::DataLoss, Kind::Internal),
+            (Asked::Config, Code::Aborted, Kind::VersionConflict),
+            (
+                Asked::Config,
+                Code::FailedPrecondition,
+                Kind::UnusableConfig,
+            ),
+            (Asked::Secret, Code::NotFound, Kind::NoSuchVm),
         ];
         for (asked, code, expected) in cases {
             let problem = problem(asked, &Status::new(code, "why"));

@@ -1,5 +1,6 @@
 //! The calls of registryd: of artifacts and VMs here, of plugins in `plugins.rs`.
 
+mod configs;
 mod plugins;
 
 pub(crate) use plugins::of_install;

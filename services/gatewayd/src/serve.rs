@@ -24,15 +24,16 @@ const DRAIN: Duration = Duration::from_secs(60);
 /// How long connections may stay that ask for nothing once the service ends.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Serves until `end` resolves and what is under way is done, or had its time; gives what `end` gave.
+/// Serves until `end` resolves and what is under way is done, or had its time; gives what `end` gave. `ending` is cancelled
+/// when it resolves.
 pub async fn serve<T>(
     listener: UnixListener,
     app: Router,
     idle: Idle,
+    ending: CancellationToken,
     end: impl Future<Output = T>,
 ) -> T {
     let connections = TaskTracker::new();
-    let ending = CancellationToken::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::pin!(end);
     let ended = loop {
@@ -78,7 +79,8 @@ async fn connection(stream: UnixStream, app: Router, ending: CancellationToken) 
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        .with_upgrades();
     tokio::pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,

@@ -17,6 +17,8 @@ use crate::{Kind, Problem};
 /// The largest JSON body, in bytes: a manifest of the largest size written as a text, where each quote and line feed takes
 /// two bytes, and what is around it.
 pub const MAX_JSON: usize = 3 * 1024 * 1024;
+const JSON: &str = "application/json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
 /// How long a JSON body may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
 /// What the rest of a body that nobody wants may take to be thrown away.
@@ -97,15 +99,29 @@ pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
 
 /// The bytes of a JSON body.
 pub async fn json_body(request: Request) -> Result<Bytes, Problem> {
-    if !is_json(request.headers()) {
+    if !is_json(request.headers(), JSON) {
         let detail = "the body must be JSON, with Content-Type: application/json";
         return Err(Problem::new(Kind::UnsupportedMediaType, detail));
     }
-    whole(request.into_body(), SILENCE).await
+    whole(request.into_body(), MAX_JSON, SILENCE).await
+}
+
+/// The bytes of a JSON body that is a merge patch (RFC 7396).
+pub async fn merge_patch_body(request: Request) -> Result<Bytes, Problem> {
+    if !is_json(request.headers(), MERGE_PATCH) {
+        let detail = format!("the body must be a merge patch, with Content-Type: {MERGE_PATCH}");
+        return Err(Problem::new(Kind::UnsupportedMediaType, detail));
+    }
+    whole(request.into_body(), MAX_JSON, SILENCE).await
+}
+
+/// The bytes of a body of any kind, of at most so many.
+pub async fn bounded(body: Body, most: usize) -> Result<Bytes, Problem> {
+    whole(body, most, SILENCE).await
 }
 
 /// The bytes of a body that is never silent for longer than that.
-async fn whole(body: Body, silence: Duration) -> Result<Bytes, Problem> {
+async fn whole(body: Body, most: usize, silence: Duration) -> Result<Bytes, Problem> {
     let mut body = body.into_data_stream();
     let mut bytes = BytesMut::new();
     loop {
@@ -114,10 +130,9 @@ async fn whole(body: Body, silence: Duration) -> Result<Bytes, Problem> {
             return Ok(bytes.freeze());
         };
         let chunk = chunk.map_err(|error| unread(&error))?;
-        if bytes.len() + chunk.len() > MAX_JSON {
+        if bytes.len() + chunk.len() > most {
             throw_away(Body::from_stream(body)).await;
-            let limit = MAX_JSON / 1024 / 1024;
-            let detail = format!("the request's body is larger than {limit} MiB");
+            let detail = format!("the request's body is larger than {} KiB", most / 1024);
             return Err(Problem::new(Kind::TooLarge, detail));
         }
         bytes.extend_from_slice(&chunk);
@@ -150,13 +165,13 @@ fn stalled(silence: Duration) -> Problem {
     Problem::new(Kind::RequestTimeout, detail)
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+fn is_json(headers: &HeaderMap, kind: &str) -> bool {
     let value = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
     value.is_some_and(|value| {
         let essence = value.split(';').next().unwrap_or_default().trim();
-        essence.eq_ignore_ascii_case("application/json")
+        essence.eq_ignore_ascii_case(kind)
     })
 }
 
@@ -181,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_stalls_is_given_up() {
         let body = pieces(2, Duration::ZERO).chain(stream::pending());
-        let stalled = whole(Body::from_stream(body), Duration::from_millis(50));
+        let stalled = whole(Body::from_stream(body), MAX_JSON, Duration::from_millis(50));
         let told = tokio::time::timeout(Duration::from_secs(10), stalled).await;
         let problem = told.expect("it waits for ever").unwrap_err();
         assert_eq!(
@@ -194,7 +209,9 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_is_slow_is_waited_for() {
         let body = Body::from_stream(pieces(6, Duration::from_millis(300)));
-        let bytes = whole(body, Duration::from_millis(1500)).await.unwrap();
+        let bytes = whole(body, MAX_JSON, Duration::from_millis(1500))
+            .await
+            .unwrap();
         assert_eq!(bytes.len(), 6);
     }
 }

@@ -1,12 +1,23 @@
 //! The REST face: paths, and what every request has.
 
 mod blobs;
+mod change;
+mod config;
+mod console;
+mod events;
+mod exec;
 mod extract;
+mod files;
+mod forward;
 mod install;
 mod lines;
+mod logs;
 mod plugins;
+mod socket;
+mod stats;
 mod upkeep;
 mod vms;
+mod wait;
 
 use axum::{
     Json, Router,
@@ -14,7 +25,7 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, head, post},
+    routing::{get, head, post, put},
 };
 use http::{HeaderName, HeaderValue, Method, Uri};
 use http_body_util::BodyExt;
@@ -53,6 +64,32 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/api/v1/vms/{name}/restart", post(vms::restart))
         .route("/api/v1/vms/{name}/enable", post(vms::enable))
         .route("/api/v1/vms/{name}/disable", post(vms::disable))
+        .route("/api/v1/vms/{name}/pause", post(change::pause))
+        .route("/api/v1/vms/{name}/resume", post(change::resume))
+        .route("/api/v1/vms/{name}/reload", post(change::reload))
+        .route("/api/v1/vms/{name}/scale", post(change::scale))
+        .route("/api/v1/vms/{name}/exec", get(exec::exec))
+        .route("/api/v1/vms/{name}/forward", get(forward::forward))
+        .route("/api/v1/vms/{name}/console", get(console::console))
+        .route(
+            "/api/v1/vms/{name}/files",
+            get(files::pack).put(files::unpack),
+        )
+        .route("/api/v1/vms/{name}/logs", get(logs::logs))
+        .route("/api/v1/vms/stats", get(stats::all))
+        .route("/api/v1/vms/{name}/stats", get(stats::one))
+        .route("/api/v1/vms/{name}/wait", get(wait::wait))
+        .route(
+            "/api/v1/vms/{name}/config",
+            get(config::get).put(config::put).patch(config::patch),
+        )
+        .route("/api/v1/vms/{name}/config/history", get(config::history))
+        .route("/api/v1/vms/{name}/config/rollback", post(config::rollback))
+        .route(
+            "/api/v1/vms/{name}/secrets/{secret}",
+            put(config::put_secret).delete(config::remove_secret),
+        )
+        .route("/api/v1/events", get(events::events))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(gateway.clone(), observe))

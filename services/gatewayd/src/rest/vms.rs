@@ -1,17 +1,23 @@
 //! `/api/v1/vms`
 
+use std::fmt;
+
 use axum::{
     Json,
     extract::{Request, State},
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::StatusCode;
 use serde::Deserialize;
-use volant_proto::registry::v1::CreateVmRequest;
-use volant_spec::config::Vmm;
+use volant_proto::registry::v1::{CreateVmRequest, SecretValue};
+use volant_spec::{VmConfig, config::Vmm};
 
-use super::extract::{Named, json_body, name, parse, plugin};
+use super::{
+    config::{MAX_SECRET, secret_name},
+    extract::{Named, json_body, name, parse, plugin},
+};
 use crate::{
-    Gateway, Problem,
+    Gateway, Kind, Problem, config,
     lifecycle::{AtBoot, NewVm},
     systemd::Change,
     view::Vm,
@@ -27,10 +33,48 @@ struct Create {
     cpu_cores: Option<u32>,
     memory_mb: Option<u32>,
     vmm: Option<String>,
+    /// Its own configuration; the three above are set over it.
+    config: Option<VmConfig>,
+    #[serde(default)]
+    secrets: Vec<Secret>,
     #[serde(default = "yes")]
     start: bool,
     #[serde(default)]
     enable: bool,
+}
+
+/// A secret that it has from its first start on.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Secret {
+    name: String,
+    value_base64: String,
+}
+
+/// Its value is in no log.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TryFrom<Secret> for SecretValue {
+    type Error = Problem;
+
+    fn try_from(secret: Secret) -> Result<Self, Problem> {
+        let name = secret_name(secret.name)?;
+        let value = STANDARD.decode(secret.value_base64);
+        // The decoder's words would quote a part of the secret.
+        let value =
+            value.map_err(|_| Problem::invalid(format!("the secret {name} is no base64")))?;
+        if value.len() > MAX_SECRET {
+            let detail = format!("the secret {name} is larger than {} KiB", MAX_SECRET / 1024);
+            return Err(Problem::new(Kind::TooLarge, detail));
+        }
+        Ok(Self { name, value })
+    }
 }
 
 fn yes() -> bool {
@@ -52,8 +96,16 @@ impl TryFrom<Create> for NewVm {
             cpu_cores: create.cpu_cores,
             memory_mb: create.memory_mb,
             vmm: vmm.to_owned(),
-            config: Vec::new(),
-            secrets: Vec::new(),
+            config: create
+                .config
+                .as_ref()
+                .map(config::bytes)
+                .unwrap_or_default(),
+            secrets: create
+                .secrets
+                .into_iter()
+                .map(SecretValue::try_from)
+                .collect::<Result<_, _>>()?,
         };
         Ok(Self {
             name: vm,

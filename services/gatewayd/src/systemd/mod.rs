@@ -3,6 +3,7 @@
 mod jobs;
 pub mod proxies;
 mod unit;
+mod usage;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use zbus::{Connection, OwnedObjectPath, proxy::CacheProperties};
 
 pub use unit::{ActiveState, Exit, UnitState};
+pub use usage::Usage;
 
 use jobs::Jobs;
 use proxies::{ManagerProxy, ServiceProxy, UnitProxy};
@@ -42,6 +44,7 @@ pub enum Change {
     Start,
     Stop,
     Restart,
+    Reload,
 }
 
 impl Change {
@@ -50,6 +53,7 @@ impl Change {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Restart => "restart",
+            Self::Reload => "reload",
         }
     }
 }
@@ -155,7 +159,7 @@ impl Systemd {
         room.expect("nobody closes the semaphore")
     }
 
-    /// Starts, stops or restarts a unit, and waits until that is done. Idempotent: what is so already is done at once.
+    /// Starts, stops, restarts or reloads a unit, and waits until that is done. Idempotent: what is so already is done at once.
     ///
     /// # Errors
     /// systemd refuses or is gone.
@@ -167,6 +171,7 @@ impl Systemd {
             Change::Start => self.manager.start_unit(unit, MODE).await,
             Change::Stop => self.manager.stop_unit(unit, MODE).await,
             Change::Restart => self.manager.restart_unit(unit, MODE).await,
+            Change::Reload => self.manager.reload_unit(unit, MODE).await,
         };
         let job = job.map_err(|error| refused(act, unit, error))?;
         drop(room);
@@ -227,6 +232,21 @@ impl Systemd {
             .collect())
     }
 
+    /// The states of the loaded units that fit the pattern; one that this build does not know is left out.
+    ///
+    /// # Errors
+    /// systemd is gone.
+    pub async fn states(&self, pattern: &str) -> Result<Vec<(String, ActiveState)>, SystemdError> {
+        let _room = self.room(1).await;
+        let listed = self.manager.list_units_by_patterns(&[], &[pattern]).await;
+        let listed = listed.map_err(|error| refused("list", pattern, error))?;
+        let states = listed.into_iter().filter_map(|unit| {
+            let state = ActiveState::parse(&unit.active_state)?;
+            Some((unit.name, state))
+        });
+        Ok(states.collect())
+    }
+
     /// What is known of a unit at this path.
     ///
     /// # Errors
@@ -267,24 +287,23 @@ impl Systemd {
             enabled: matches!(file.as_str(), "enabled" | "enabled-runtime"),
             ..UnitState::unloaded()
         };
-        if parsed != ActiveState::Inactive {
-            let service = ServiceProxy::builder(&self.bus)
-                .path(path)
-                .cache_properties(CacheProperties::No)
-                .build()
-                .await?;
-            let (result, restarts, status_text, code, status) = futures_util::try_join!(
-                service.result(),
-                service.n_restarts(),
-                service.status_text(),
-                service.exec_main_code(),
-                service.exec_main_status()
-            )?;
-            state.result = result;
-            state.restarts = restarts;
-            state.status_text = status_text;
-            state.exit = Exit { code, status };
-        }
+        // Also of one that is down: how its last run ended.
+        let service = ServiceProxy::builder(&self.bus)
+            .path(path)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        let (result, restarts, status_text, code, status) = futures_util::try_join!(
+            service.result(),
+            service.n_restarts(),
+            service.status_text(),
+            service.exec_main_code(),
+            service.exec_main_status()
+        )?;
+        state.result = result;
+        state.restarts = restarts;
+        state.status_text = status_text;
+        state.exit = Exit { code, status };
         Ok((active, Some(state)))
     }
 }

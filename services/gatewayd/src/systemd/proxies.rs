@@ -34,6 +34,9 @@ pub trait Manager {
 
     fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
 
+    /// Fails for a unit that is not active.
+    fn reload_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
 
     /// The unit's path; reads its file if need be.
@@ -93,4 +96,23 @@ pub trait Service {
     /// The exit code or the signal.
     #[zbus(property)]
     fn exec_main_status(&self) -> zbus::Result<i32>;
+
+    /// Of the unit's control group, as the numbers below; all of them are `u64::MAX` where systemd does not know.
+    #[zbus(property)]
+    fn memory_current(&self) -> zbus::Result<u64>;
+
+    #[zbus(property)]
+    fn memory_max(&self) -> zbus::Result<u64>;
+
+    #[zbus(property, name = "CPUUsageNSec")]
+    fn cpu_usage_nsec(&self) -> zbus::Result<u64>;
+
+    #[zbus(property)]
+    fn tasks_current(&self) -> zbus::Result<u64>;
+
+    #[zbus(property, name = "IOReadBytes")]
+    fn io_read_bytes(&self) -> zbus::Result<u64>;
+
+    #[zbus(property, name = "IOWriteBytes")]
+    fn io_write_bytes(&self) -> zbus::Result<u64>;
 }

@@ -13,7 +13,10 @@ mod world;
 
 use std::{path::PathBuf, time::Duration};
 
-use gatewayd::{Gateway, Systemd, ipam::Ipam, registry::Registry, rest, serve};
+use gatewayd::{
+    Gateway, Parts, Systemd, ipam::Ipam, journal::Journal, registry::Registry, rest, serve,
+    vmd::Vmds,
+};
 use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle};
 use volant_service::Idle;
 
@@ -55,10 +58,15 @@ impl Setup {
 
         let (fake, server, bus) = FakeSystemd::connect().await;
         let systemd = Systemd::new(&bus).await.unwrap();
-        let registry = Registry::at(&at("registryd.sock"));
-        let ipam = Ipam::at(&at("ipamd.sock"));
         let idle = Idle::new();
-        let gateway = Gateway::new(registry, ipam, systemd, idle.clone());
+        let gateway = Gateway::new(Parts {
+            registry: Registry::at(&at("registryd.sock")),
+            ipam: Ipam::at(&at("ipamd.sock")),
+            systemd,
+            vmds: Vmds::at(&at("vm")),
+            journal: Journal::by(at("journalctl")),
+            idle: idle.clone(),
+        });
         let socket = at("api.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let (end, told) = oneshot::channel::<()>();
@@ -74,7 +82,8 @@ impl Setup {
                 let end = async {
                     tokio::select! { _ = told => {}, () = quiet => {} }
                 };
-                serve::serve(listener, rest::router(gateway), idle.clone(), end).await;
+                let ending = gateway.ending().clone();
+                serve::serve(listener, rest::router(gateway), idle.clone(), ending, end).await;
             }
         });
         Self {

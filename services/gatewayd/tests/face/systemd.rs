@@ -414,27 +414,37 @@ struct Service(FakeSystemd, String);
 impl Service {
     #[zbus(property)]
     fn result(&self) -> String {
-        self.0.unit(&self.1).unwrap().result.to_owned()
+        self.0
+            .unit(&self.1)
+            .unwrap_or(Unit::new("inactive"))
+            .result
+            .to_owned()
     }
 
     #[zbus(property, name = "NRestarts")]
     fn n_restarts(&self) -> u32 {
-        self.0.unit(&self.1).unwrap().restarts
+        self.0
+            .unit(&self.1)
+            .unwrap_or(Unit::new("inactive"))
+            .restarts
     }
 
     #[zbus(property)]
     fn status_text(&self) -> String {
-        self.0.unit(&self.1).unwrap().status_text
+        self.0
+            .unit(&self.1)
+            .unwrap_or(Unit::new("inactive"))
+            .status_text
     }
 
     #[zbus(property)]
     fn exec_main_code(&self) -> i32 {
-        self.0.unit(&self.1).unwrap().exit.0
+        self.0.unit(&self.1).unwrap_or(Unit::new("inactive")).exit.0
     }
 
     #[zbus(property)]
     fn exec_main_status(&self) -> i32 {
-        self.0.unit(&self.1).unwrap().exit.1
+        self.0.unit(&self.1).unwrap_or(Unit::new("inactive")).exit.1
     }
 }
 
