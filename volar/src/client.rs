@@ -1,15 +1,22 @@
 //! The REST API over its Unix socket: one method a call, problems as errors.
 
-use std::{path::PathBuf, time::Duration};
+mod running;
+mod socket;
+
+use std::time::Duration;
 
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use volant_spec::{Digest, Name, PluginRef, config::Vmm};
 
+pub use running::{Event, LogQuery};
+pub use socket::{Receiver, Said, Sender, text};
+
 use crate::{
-    args::Host,
     failure::{Failure, Problem},
+    host::Host,
+    tunnel::Tunnel,
 };
 
 /// The host name in a URL means nothing on a Unix socket.
@@ -25,7 +32,8 @@ const MAX_LINE: usize = 8 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
-    socket: PathBuf,
+    host: Host,
+    tunnel: Option<Tunnel>,
 }
 
 /// A VM to create. What is absent is the plugin's to say.
@@ -41,6 +49,24 @@ pub struct NewVm {
     pub vmm: Option<Vmm>,
     pub start: bool,
     pub enable: bool,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub config: Value,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<NewSecret>,
+}
+
+/// A secret of a VM to create.
+#[derive(Serialize)]
+pub struct NewSecret {
+    pub name: String,
+    pub value_base64: String,
+}
+
+impl std::fmt::Debug for NewSecret {
+    /// Without its value.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("NewSecret").field(&self.name).finish()
+    }
 }
 
 /// What can be asked of a VM that there is.
@@ -51,6 +77,9 @@ pub enum Change {
     Restart,
     Enable,
     Disable,
+    Pause,
+    Resume,
+    Reload,
 }
 
 /// A plugin to install.
@@ -102,9 +131,22 @@ enum VerifyLine {
 }
 
 impl Client {
+    /// Another machine's API is reached through a Unix socket of ours.
     pub fn new(host: &Host) -> Result<Self, Failure> {
+        let tunnel = match host {
+            Host::Unix(_) => None,
+            Host::Ssh(ssh) => Some(Tunnel::open(ssh).map_err(|source| Failure::Io {
+                act: format!("cannot open a socket for {host}"),
+                source,
+            })?),
+        };
+        let socket = match (host, &tunnel) {
+            (Host::Unix(path), _) => path.clone(),
+            (Host::Ssh(_), Some(tunnel)) => tunnel.socket(),
+            (Host::Ssh(_), None) => std::path::PathBuf::new(),
+        };
         let http = reqwest::Client::builder()
-            .unix_socket(host.socket.as_path())
+            .unix_socket(socket.as_path())
             .user_agent(concat!("volar/", env!("CARGO_PKG_VERSION")))
             // Nothing is encrypted on the socket, and a host without certificates is fine.
             .tls_certs_only([])
@@ -112,7 +154,8 @@ impl Client {
             .map_err(Failure::Broken)?;
         Ok(Self {
             http,
-            socket: host.socket.clone(),
+            host: host.clone(),
+            tunnel,
         })
     }
 
@@ -137,6 +180,9 @@ impl Client {
             Change::Restart => "restart",
             Change::Enable => "enable",
             Change::Disable => "disable",
+            Change::Pause => "pause",
+            Change::Resume => "resume",
+            Change::Reload => "reload",
         };
         self.json(
             self.request(Method::POST, &format!("/vms/{name}/{verb}"))
@@ -289,6 +335,10 @@ impl Client {
     /// A response that is no success is a problem.
     async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
         let response = request.send().await.map_err(|error| self.failed(error))?;
+        self.accepted(response).await
+    }
+
+    async fn accepted(&self, response: Response) -> Result<Response, Failure> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -302,13 +352,18 @@ impl Client {
         }
     }
 
-    fn failed(&self, error: reqwest::Error) -> Failure {
-        Failure::of_http(error, &self.socket)
+    /// An error of a request, or of the body that came.
+    pub fn failed(&self, error: reqwest::Error) -> Failure {
+        if let Some(said) = self.tunnel.as_ref().and_then(Tunnel::last_words) {
+            let host = self.host.to_string();
+            return Failure::Ssh { host, said };
+        }
+        Failure::of_http(error, self.host.to_string())
     }
 }
 
 /// An answer that comes line by line.
-struct Lines<'a> {
+pub struct Lines<'a> {
     client: &'a Client,
     response: Response,
     received: Vec<u8>,
@@ -316,14 +371,24 @@ struct Lines<'a> {
 
 impl Lines<'_> {
     /// The next line; `None` after the last one.
-    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Failure> {
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Failure> {
+        let line = self.line().await?;
+        line.map(|line| serde_json::from_slice(&line).map_err(|error| not_understood(&error)))
+            .transpose()
+    }
+
+    /// The next line as it is, with its end.
+    pub async fn line(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        let mut searched = 0;
         loop {
-            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
-                let line = serde_json::from_slice(&line);
-                return line.map(Some).map_err(|error| not_understood(&error));
+            let found = self.received[searched..]
+                .iter()
+                .position(|byte| *byte == b'\n');
+            if let Some(end) = found {
+                return Ok(Some(self.received.drain(..=searched + end).collect()));
             }
-            if self.received.len() > MAX_LINE {
+            searched = self.received.len();
+            if searched > MAX_LINE {
                 return Err(Failure::Answer("a line without an end".to_owned()));
             }
             let chunk = self.response.chunk().await;

@@ -1,12 +1,9 @@
 //! What went wrong, what to do about it, and the exit code.
 
-use std::{
-    error::Error,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{error::Error, io, path::PathBuf};
 
 use serde::Deserialize;
+use tokio_tungstenite::tungstenite;
 use volant_spec::{Digest, manifest::ManifestError};
 
 use crate::output::visible;
@@ -14,14 +11,30 @@ use crate::output::visible;
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    #[error("cannot reach Volant at {}", socket.display())]
-    Unreachable { socket: PathBuf, source: io::Error },
+    #[error("cannot reach Volant at {host}")]
+    Unreachable { host: String, source: io::Error },
+    #[error("cannot reach Volant at {host}: {}", visible(said))]
+    Ssh { host: String, said: String },
     #[error("the connection to Volant broke")]
     Broken(#[source] reqwest::Error),
+    #[error("the connection to Volant broke")]
+    Cut(#[source] Box<tungstenite::Error>),
+    #[error("Volant closed the connection before it said how it ended")]
+    Unfinished,
     #[error("Volant answered what this volar does not understand: {0}")]
     Answer(String),
     #[error(transparent)]
     Problem(#[from] Problem),
+    /// Somebody else writes to the console.
+    #[error(transparent)]
+    ConsoleTaken(Problem),
+    /// In the middle of something in a guest.
+    #[error("{}", visible(.0))]
+    Session(String),
+    #[error(transparent)]
+    Unpack(#[from] crate::vms::UnpackError),
+    #[error(transparent)]
+    Pack(#[from] crate::vms::PackError),
     #[error("{act}")]
     Io { act: String, source: io::Error },
     #[error("cannot read {}", path.display())]
@@ -95,23 +108,21 @@ impl Problem {
     }
 
     /// The last part of the problem's type.
-    fn slug(&self) -> &str {
+    #[must_use]
+    pub fn slug(&self) -> &str {
         self.kind.rsplit('/').next().unwrap_or_default()
     }
 }
 
 impl Failure {
     /// An error of the HTTP client: the socket cannot be connected to, or the talk broke off.
-    pub fn of_http(error: reqwest::Error, socket: &Path) -> Self {
+    pub fn of_http(error: reqwest::Error, host: String) -> Self {
         let found = io_error(&error).filter(|_| error.is_connect());
         match found.map(|io| {
             io.raw_os_error()
                 .map_or_else(|| io.kind().into(), io::Error::from_raw_os_error)
         }) {
-            Some(source) => Self::Unreachable {
-                socket: socket.to_owned(),
-                source,
-            },
+            Some(source) => Self::Unreachable { host, source },
             None => Self::Broken(error),
         }
     }
@@ -120,13 +131,20 @@ impl Failure {
     #[must_use]
     pub fn code(&self) -> u8 {
         match self {
-            Self::Unreachable { .. } | Self::Broken(_) => 5,
+            Self::Unreachable { .. }
+            | Self::Ssh { .. }
+            | Self::Broken(_)
+            | Self::Cut(_)
+            | Self::Unfinished => 5,
             Self::Usage(_) => 2,
+            Self::ConsoleTaken(_) => 4,
             Self::Trust(error) => error.code(),
             Self::Problem(problem) => match (problem.slug(), problem.status) {
                 ("invalid-name" | "invalid-request", _) => 2,
                 ("unknown-plugin", _) | (_, 404) => 3,
-                (_, 409) => 4,
+                ("wait-timed-out", _) => 6,
+                ("wait-impossible", _) => 1,
+                (_, 409 | 412) => 4,
                 _ => 1,
             },
             _ => 1,
@@ -141,7 +159,15 @@ impl Failure {
                 ),
                 _ => Some("is Volant installed and set up? sudo volar setup"),
             },
-            Self::Broken(_) => Some("see: journalctl -u volant-gatewayd"),
+            Self::ConsoleTaken(_) => {
+                Some("--steal takes the keyboard, and --read-only looks on without it")
+            }
+            Self::Ssh { .. } => Some(
+                "volar is in the way of ssh's questions: ssh HOST volar version must work without any",
+            ),
+            Self::Broken(_) | Self::Cut(_) | Self::Unfinished => {
+                Some("see: journalctl -u volant-gatewayd")
+            }
             Self::Problem(problem) => match problem.slug() {
                 "unknown-plugin" | "no-such-plugin" => {
                     Some("volar plugins list shows what is installed")
@@ -167,9 +193,15 @@ impl Failure {
                 "several-versions" => {
                     Some("name one as NAME@VERSION, or remove all of them with --all")
                 }
+                "not-running" => Some("start it: volar vms start NAME"),
+                "guest-away" => Some("volar vms get NAME tells how it is; volar vms logs NAME why"),
+                "no-such-version" => Some("volar vms config history NAME shows those there are"),
                 "no-such-vm" => Some("volar vms list shows all VMs"),
                 "vm-exists" => {
                     Some("choose another name, or delete that VM first: volar vms delete NAME")
+                }
+                "version-conflict" => {
+                    Some("somebody else changed it: volar vms config get NAME shows the newest")
                 }
                 "plugin-in-use" => Some("delete its VMs first: volar vms list shows them"),
                 "being-deleted" => Some("wait a moment, and try again"),
@@ -237,7 +269,7 @@ mod tests {
     fn who_may_not_use_the_socket_is_told_which_group_may() {
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
         let failure = Failure::Unreachable {
-            socket: "/s".into(),
+            host: "/s".to_owned(),
             source,
         };
         assert_eq!(failure.code(), 5);
@@ -269,6 +301,9 @@ mod tests {
             ("not-in-index", 404, 3),
             ("untrusted-plugin", 403, 1),
             ("start-failed", 502, 1),
+            ("wait-timed-out", 504, 6),
+            ("wait-impossible", 409, 1),
+            ("version-conflict", 412, 4),
             ("no-space", 507, 1),
             ("of-the-future", 418, 1),
         ];

@@ -5,11 +5,17 @@
 
 pub mod args;
 mod client;
+mod dial;
 mod failure;
+pub mod host;
 mod output;
 mod plugins;
 pub mod setup;
+mod signals;
+mod stdio;
+mod terminal;
 mod trust;
+mod tunnel;
 mod view;
 mod vms;
 mod waiting;
@@ -36,25 +42,40 @@ pub fn run(args: Args) -> ExitCode {
         }
         .into()),
     };
-    let Err(failures) = done else {
-        return ExitCode::SUCCESS;
+    let Failures { failures, code } = match done {
+        Ok(code) => return ExitCode::from(code),
+        Err(failures) => failures,
     };
-    for failure in &failures.0 {
+    for failure in &failures {
         failure.tell();
     }
-    failures
-        .0
-        .first()
-        .map_or(ExitCode::FAILURE, |failure| ExitCode::from(failure.code()))
+    let first = failures.first().map(Failure::code);
+    code.or(first).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// All that went wrong when one command was for several things; the first one decides the exit code.
 #[derive(Debug)]
-pub(crate) struct Failures(Vec<Failure>);
+pub(crate) struct Failures {
+    failures: Vec<Failure>,
+    /// Where the command has codes of its own.
+    code: Option<u8>,
+}
 
 impl From<Failure> for Failures {
     fn from(failure: Failure) -> Self {
-        Self(vec![failure])
+        Self {
+            failures: vec![failure],
+            code: None,
+        }
+    }
+}
+
+impl From<(u8, Failure)> for Failures {
+    fn from((code, failure): (u8, Failure)) -> Self {
+        Self {
+            failures: vec![failure],
+            code: Some(code),
+        }
     }
 }
 
@@ -62,17 +83,25 @@ fn ended(failures: Vec<Failure>) -> Result<(), Failures> {
     if failures.is_empty() {
         Ok(())
     } else {
-        Err(Failures(failures))
+        Err(Failures {
+            failures,
+            code: None,
+        })
     }
 }
 
-async fn dispatch(args: Args) -> Result<(), Failures> {
+/// Gives the exit code.
+async fn dispatch(args: Args) -> Result<u8, Failures> {
     let output = Output::new(args.output, args.quiet);
-    match args.command {
-        Command::Version => Ok(output.version()?),
-        Command::Setup(wanted) => Ok(setup::run(&wanted, &output)?),
+    let done = match args.command {
+        Command::Vms(command) => {
+            return vms::run(command, Client::new(&args.host)?, &output).await;
+        }
+        Command::Version => output.version().map_err(Into::into),
+        Command::DialStdio => dial::run(&args.host).await.map_err(Into::into),
+        Command::Setup(wanted) => setup::run(&wanted, &output).map_err(Into::into),
         Command::Plugins(Plugins::Trust(Trust::Add(key))) => {
-            Ok(trust::add(&key, &args.host, &output)?)
+            trust::add(&key, &args.host, &output).map_err(Into::into)
         }
         Command::Plugins(Plugins::Trust(Trust::Remove(keys))) => {
             trust::remove(&keys, &args.host, &output)
@@ -80,6 +109,6 @@ async fn dispatch(args: Args) -> Result<(), Failures> {
         Command::Plugins(command) => {
             plugins::run(command, &Client::new(&args.host)?, &output).await
         }
-        Command::Vms(command) => vms::run(command, &Client::new(&args.host)?, &output).await,
-    }
+    };
+    done.map(|()| 0)
 }

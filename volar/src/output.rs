@@ -157,12 +157,38 @@ impl Output {
 
     /// Bytes as they are, with nothing added.
     pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
-        written(|stdout| stdout.write_all(bytes))
+        written(|stdout| stdout.write_all(bytes)).map(drop)
     }
 
     /// Lines whose colours are in them already.
     pub fn lines(&self, lines: &[String]) -> Result<(), Failure> {
         self.put(&lines.join("\n"))
+    }
+
+    /// Whether there is a terminal whose table can be replaced by the next one.
+    #[must_use]
+    pub fn is_screen(&self) -> bool {
+        !self.is_json() && io::stdout().is_terminal()
+    }
+
+    /// Makes room for the next table, where there is a screen. Gives whether somebody still reads.
+    pub fn clear(&self) -> Result<bool, Failure> {
+        let home: &[u8] = if self.is_screen() {
+            b"\x1b[H\x1b[2J"
+        } else {
+            b""
+        };
+        written(|stdout| stdout.write_all(home))
+    }
+
+    /// One of many lines. Gives whether somebody still reads.
+    pub fn line(&self, text: &str) -> Result<bool, Failure> {
+        written(|stdout| writeln!(stdout, "{}", visible(text)))
+    }
+
+    /// One of many values, on a line. Gives whether somebody still reads.
+    pub fn json_line(&self, value: &serde_json::Value) -> Result<bool, Failure> {
+        written(|stdout| writeln!(stdout, "{value}"))
     }
 
     fn cell(&self, shown: &Shown) -> Cell {
@@ -178,19 +204,22 @@ impl Output {
             stdout.write_all(text.as_bytes())?;
             stdout.write_all(b"\n")
         })
+        .map(drop)
     }
 }
 
+/// Gives whether somebody still reads.
 fn written(
     write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match write(&mut stdout).and_then(|()| stdout.flush()) {
-        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Io {
+        Ok(()) => Ok(true),
+        Err(source) if source.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(source) => Err(Failure::Io {
             act: "cannot write to standard output".to_owned(),
             source,
         }),
-        _ => Ok(()),
     }
 }
 

@@ -26,6 +26,21 @@ pub struct Vm {
     pub memory_available_kib: Option<u64>,
     pub ready_since: Option<String>,
     pub restarts: u32,
+    #[serde(default)]
+    pub paused: bool,
+    pub health: Option<String>,
+    pub ended: Option<String>,
+    pub exit_code: Option<i32>,
+    pub config_version: Option<u64>,
+    pub running_config_version: Option<u64>,
+    #[serde(default)]
+    pub restart_required: bool,
+    #[serde(default)]
+    pub reboots: u32,
+    #[serde(default)]
+    pub workload_restarts: u32,
+    #[serde(default)]
+    pub secrets: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -97,12 +112,15 @@ impl Vm {
             Some(("VMM", vmm.into())),
             optional("VMM PID", self.vmm.pid.map(|pid| pid.to_string())),
             optional("Agent", self.agent_version.clone()),
+            optional("Ended", self.end()),
+            optional("Configuration", self.configuration()),
+            optional(
+                "Secrets",
+                (!self.secrets.is_empty()).then(|| self.secrets.join(", ")),
+            ),
             Some(("Created", self.created_at.as_str().into())),
             optional("Ready since", self.ready_since.clone()),
-            optional(
-                "Restarts",
-                (self.restarts > 0).then(|| self.restarts.to_string()),
-            ),
+            optional("Restarts", self.restarted()),
             Some(("Unit", format!("{} ({at_boot})", self.unit).into())),
             Some((
                 "Logs",
@@ -117,6 +135,7 @@ impl Vm {
     /// What became of it, as a sentence.
     pub fn sentence(&self) -> String {
         match &self.address {
+            _ if self.paused => format!("VM {} is paused", self.name),
             Some(address) if self.phase == "running" => {
                 format!("VM {} is running at {address}", self.name)
             }
@@ -124,7 +143,70 @@ impl Vm {
         }
     }
 
+    /// How it ended, if it did.
+    fn end(&self) -> Option<String> {
+        let ended = self.ended.clone()?;
+        Some(match self.exit_code {
+            Some(code) => format!("{ended} (exit code {code})"),
+            None => ended,
+        })
+    }
+
+    fn configuration(&self) -> Option<String> {
+        let newest = self.config_version?;
+        Some(
+            match self.running_config_version {
+                Some(running) if running != newest => format!("{newest}, and {running} runs"),
+                _ => newest.to_string(),
+            } + if self.restart_required {
+                " (restart required)"
+            } else {
+                ""
+            },
+        )
+    }
+
+    /// How often each part of it was started again.
+    fn restarted(&self) -> Option<String> {
+        let parts = [
+            (self.restarts, "by systemd"),
+            (self.reboots, "of the guest"),
+            (self.workload_restarts, "of the workload"),
+        ];
+        let told: Vec<String> = parts
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        (!told.is_empty()).then(|| told.join(", "))
+    }
+
+    /// What it does, with what a look at it must not miss.
     fn phase(&self) -> Shown {
+        let mut shown = self.plain_phase();
+        if self.paused && self.phase == "running" {
+            shown.text = "paused".to_owned();
+            shown.colour = Some(Color::Yellow);
+        }
+        match self.health.as_deref() {
+            Some("") | None => {}
+            Some(health) => {
+                shown.text.push_str(&format!(" ({health})"));
+                if health == "unhealthy" {
+                    shown.colour = Some(Color::Red);
+                }
+            }
+        }
+        if let Some(code) = self.exit_code.filter(|_| self.phase != "running") {
+            shown.text.push_str(&format!(" ({code})"));
+        }
+        if self.restart_required {
+            shown.text.push('*');
+        }
+        shown
+    }
+
+    fn plain_phase(&self) -> Shown {
         let colour = match self.phase.as_str() {
             "running" => Some(Color::Green),
             "starting" | "stopping" | "deleting" => Some(Color::Yellow),

@@ -1,18 +1,21 @@
 //! What can be typed. Names and numbers are checked here, before anything is asked.
 
+mod create;
 mod plugins;
-
-use std::{path::PathBuf, str::FromStr};
+mod running;
+mod vms;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
-use volant_spec::{
-    Name, PluginRef,
-    config::{LinkName, Subnet, Vmm},
-    resources::{MAX_CPU_CORES, MAX_MEMORY_MB, MIN_MEMORY_MB},
-};
+use volant_spec::config::{LinkName, Subnet};
 
+pub use crate::host::Host;
+pub use create::{Create, Given, Health, Machine, Workload};
 pub use plugins::{AddKey, Install, Plugins, Remove, RemoveKeys, Show, Trust, TrustFolder};
+pub use running::{
+    Console, Copy, Escape, Events, Exec, Forward, Logs, Shell, Spec, Stats, Tail, Top,
+};
+pub use vms::{Config, Names, Scale, Secrets, Set, Until, Vms, Wait};
 
 /// Where the API of this host is.
 pub const LOCAL_SOCKET: &str = "/run/volant/api.sock";
@@ -24,13 +27,16 @@ Exit codes:
   2  wrong usage, or a value that cannot be
   3  there is no such VM, plugin or key
   4  in conflict: it exists already, is in use, or is being deleted
-  5  Volant cannot be reached";
+  5  Volant cannot be reached
+  6  what was waited for did not come in time
+volar vms exec and shell end as the program in the guest does: with its exit code, or 128 + N when signal N ended it;
+126 if it cannot be run, 127 if it is not there, 125 if volar or Volant failed.";
 
 /// Runs microVMs that are systemd units.
 #[derive(Debug, Parser)]
 #[command(name = "volar", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Args {
-    /// Where Volant's API is
+    /// Where Volant's API is: unix://PATH, or ssh://[USER@]HOST[:PORT]
     #[arg(
         short = 'H',
         long,
@@ -76,6 +82,9 @@ pub enum Command {
     Vms(Vms),
     /// Tells the version of this program
     Version,
+    /// Connects standard input and output with the API; what -H ssh:// runs on the other machine
+    #[command(hide = true)]
+    DialStdio,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -89,89 +98,6 @@ pub struct Setup {
     /// The network of the VMs; the host has its first address [default: the configured one, or 192.168.127.0/24]
     #[arg(long, value_name = "CIDR", value_parser = subnet)]
     pub subnet: Option<Subnet>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Vms {
-    /// Creates a VM, and starts it
-    Create(Create),
-    /// Lists all VMs
-    #[command(visible_alias = "ls")]
-    List,
-    /// Shows all that is known of VMs
-    Get(Names),
-    /// Starts VMs, and waits until each is ready
-    Start(Names),
-    /// Stops VMs; each keeps its address
-    Stop(Names),
-    /// Stops VMs and starts them again
-    Restart(Names),
-    /// Stops VMs for good: their addresses are free again
-    #[command(visible_alias = "rm")]
-    Delete(Names),
-    /// Lets VMs start when the host boots
-    Enable(Names),
-    /// Lets VMs start no more when the host boots
-    Disable(Names),
-}
-
-#[derive(Clone, Debug, clap::Args)]
-pub struct Names {
-    #[arg(required = true, value_name = "NAME")]
-    pub names: Vec<Name>,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct Create {
-    /// a-z, 0-9 and '-', up to 63 characters
-    pub name: Name,
-    /// What the VM runs: an installed plugin, the newest version that is enabled unless one is given
-    #[arg(long, value_name = "NAME[@VERSION]")]
-    pub plugin: PluginRef,
-    /// CPUs [default: the plugin's, or 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CPU_CORES)))]
-    pub cpu: Option<u32>,
-    /// Memory in MiB [default: the plugin's, or 256]
-    #[arg(
-        long, value_name = "MB",
-        value_parser = clap::value_parser!(u32).range(i64::from(MIN_MEMORY_MB)..=i64::from(MAX_MEMORY_MB))
-    )]
-    pub memory: Option<u32>,
-    /// The virtual machine monitor: auto, cloud-hypervisor or qemu [default: the configured one, or auto]
-    #[arg(long, value_name = "VMM")]
-    pub vmm: Option<Vmm>,
-    /// Keeps the definition alone
-    #[arg(long)]
-    pub no_start: bool,
-    /// Starts it when the host boots, too
-    #[arg(long)]
-    pub enable: bool,
-}
-
-/// Where the API is: a Unix socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
-    pub socket: PathBuf,
-}
-
-impl FromStr for Host {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with("http://") || text.starts_with("https://") {
-            return Err(
-                "this version of Volant is reached over its Unix socket alone; \
-                        write unix:///run/volant/api.sock"
-                    .to_owned(),
-            );
-        }
-        match text.strip_prefix("unix://") {
-            Some(path) if path.starts_with('/') => Ok(Self {
-                socket: path.into(),
-            }),
-            _ => Err("it is not unix:// and an absolute path".to_owned()),
-        }
-    }
 }
 
 fn link_name(text: &str) -> Result<LinkName, String> {
@@ -193,25 +119,5 @@ mod tests {
     fn the_command_line_holds_together() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn a_host_is_a_unix_socket() {
-        assert_eq!(
-            "unix:///a/b".parse(),
-            Ok(Host {
-                socket: "/a/b".into()
-            })
-        );
-        for (text, expected) in [
-            ("https://a", "Unix socket alone"),
-            ("http://a", "Unix socket alone"),
-            ("unix://a", "absolute path"),
-            ("/run/x", "absolute path"),
-            ("", "absolute path"),
-        ] {
-            let error = text.parse::<Host>().unwrap_err();
-            assert!(error.contains(expected), "{text}: {error}");
-        }
     }
 }

@@ -152,7 +152,7 @@ pub fn remove(given: &RemoveKeys, host: &Host, output: &Output) -> Result<(), Fa
 
 /// Whose the keys are: root's on a host.
 fn owner(folder: &Path, host: &Host) -> Result<u32, TrustError> {
-    if host.socket != Path::new(LOCAL_SOCKET) {
+    if *host != Host::Unix(LOCAL_SOCKET.into()) {
         return Err(TrustError::OtherHost);
     }
     let me = nix::unistd::geteuid();

@@ -1,13 +1,27 @@
 //! `volar vms`. A command for several VMs is done for all of them at once, and each failure is told.
 
+mod config;
+mod console;
+mod cp;
+mod create;
+mod exec;
+mod forward;
+mod logs;
+mod stats;
+mod wait;
+
+use std::rc::Rc;
+
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 use volant_spec::Name;
 
+pub use cp::{PackError, UnpackError};
+
 use crate::{
     Failures,
-    args::{Create, Names, Vms},
-    client::{Change, Client, NewVm},
+    args::{Create, Names, Vms, Wait},
+    client::{Change, Client},
     ended,
     failure::Failure,
     output::Output,
@@ -19,9 +33,25 @@ use crate::{
 /// Requests at the same time.
 const AT_ONCE: usize = 16;
 
-pub async fn run(command: Vms, client: &Client, output: &Output) -> Result<(), Failures> {
+/// Gives the exit code.
+pub async fn run(command: Vms, client: Client, output: &Output) -> Result<u8, Failures> {
     match command {
-        Vms::Create(create) => Ok(self::create(create, client, output).await?),
+        Vms::Exec(exec) => exec::exec(exec, &client, output).await.map_err(Into::into),
+        Vms::Shell(shell) => exec::shell(shell, &client, output)
+            .await
+            .map_err(Into::into),
+        Vms::Console(console) => Ok(console::attach(console, &client, output).await?),
+        Vms::Forward(forward) => {
+            forward::forward(forward, Rc::new(client), output).await?;
+            Ok(0)
+        }
+        command => act(command, &client, output).await.map(|()| 0),
+    }
+}
+
+async fn act(command: Vms, client: &Client, output: &Output) -> Result<(), Failures> {
+    match command {
+        Vms::Create(create) => Ok(self::create(*create, client, output).await?),
         Vms::List => Ok(list(client.vms().await?, output)?),
         Vms::Get(Names { names }) => {
             let done = all(&names, async |name| client.vm(name).await).await;
@@ -38,20 +68,26 @@ pub async fn run(command: Vms, client: &Client, output: &Output) -> Result<(), F
         Vms::Restart(names) => change(names, Change::Restart, client, output).await,
         Vms::Enable(names) => change(names, Change::Enable, client, output).await,
         Vms::Disable(names) => change(names, Change::Disable, client, output).await,
+        Vms::Pause(names) => change(names, Change::Pause, client, output).await,
+        Vms::Resume(names) => change(names, Change::Resume, client, output).await,
+        Vms::Reload(names) => change(names, Change::Reload, client, output).await,
         Vms::Delete(Names { names }) => delete(&names, client, output).await,
+        Vms::Cp(copy) => Ok(cp::copy(&copy, client, output).await?),
+        Vms::Logs(logs) => Ok(logs::logs(logs, client, output).await?),
+        Vms::Events(events) => Ok(logs::events(&events, client, output).await?),
+        Vms::Stats(stats) => stats::stats(stats, client, output).await,
+        Vms::Top(top) => stats::top(top, client, output).await,
+        Vms::Wait(wait) => self::wait(&wait, client, output).await,
+        Vms::Scale(scale) => Ok(config::scale(&scale, client, output).await?),
+        Vms::Config(config) => Ok(config::run(config, client, output).await?),
+        Vms::Secret(secrets) => Ok(config::secrets(secrets, client, output).await?),
+        // These end with a code of their own.
+        Vms::Exec(_) | Vms::Shell(_) | Vms::Console(_) | Vms::Forward(_) => Ok(()),
     }
 }
 
 async fn create(create: Create, client: &Client, output: &Output) -> Result<(), Failure> {
-    let vm = NewVm {
-        name: create.name,
-        plugin: create.plugin,
-        cpu_cores: create.cpu,
-        memory_mb: create.memory,
-        vmm: create.vmm,
-        start: !create.no_start,
-        enable: create.enable,
-    };
+    let vm = create::request(create)?;
     let spinner = waiting::spinner(output, format!("Creating VM {}", vm.name));
     let created = client.create_vm(&vm).await;
     spinner.finish_and_clear();
@@ -91,13 +127,21 @@ async fn change(
         Change::Restart => "Restarting",
         Change::Enable => "Enabling",
         Change::Disable => "Disabling",
+        Change::Pause => "Pausing",
+        Change::Resume => "Resuming",
+        Change::Reload => "Reloading",
     };
     let spinner = waiting::spinner(output, format!("{act} {}", shown(&names)));
     let done = all(&names, async |name| client.change_vm(name, change).await).await;
     spinner.finish_and_clear();
     show(done, output, |output, vm| {
         output.done(&match change {
-            Change::Start | Change::Stop | Change::Restart => vm.sentence(),
+            Change::Start
+            | Change::Stop
+            | Change::Restart
+            | Change::Pause
+            | Change::Resume
+            | Change::Reload => vm.sentence(),
             Change::Enable => format!("VM {} starts when the host boots", vm.name),
             Change::Disable => format!("VM {} does not start when the host boots", vm.name),
         })
@@ -115,6 +159,22 @@ async fn delete(names: &[Name], client: &Client, output: &Output) -> Result<(), 
         }
     }
     ended(failures)
+}
+
+async fn wait(wait: &Wait, client: &Client, output: &Output) -> Result<(), Failures> {
+    let (names, until) = (&wait.names, wait.until.word());
+    let message = format!("Waiting until {} is {until}", shown(names));
+    let spinner = waiting::spinner(output, message);
+    // All at once, however many: one that never comes holds up no other.
+    let done = stream::iter(names)
+        .map(|name| wait::wait(name, wait, client))
+        .buffered(names.len())
+        .collect()
+        .await;
+    spinner.finish_and_clear();
+    show(done, output, |output, vm| {
+        output.done(&format!("VM {} is {until}", vm.name))
+    })
 }
 
 /// Asks for each of the names; the answers are in the names' order.
@@ -156,6 +216,14 @@ fn show(
         for_people(output, &view::read(value)?)?;
     }
     ended(failures)
+}
+
+/// In JSON: what was asked of one is an object, and else a list.
+fn unless_one(answers: Vec<Value>, names: &[Name], output: &Output) -> Result<(), Failure> {
+    match answers.first().filter(|_| names.len() == 1) {
+        Some(answer) => output.json(answer),
+        None => output.json(&answers),
+    }
 }
 
 fn shown(names: &[Name]) -> String {

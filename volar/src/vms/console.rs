@@ -1,0 +1,140 @@
+//! `volar vms console`: the serial console of a VM, as if one sat at it.
+
+use bytes::Bytes;
+use futures_util::SinkExt;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::{
+    args::{Console, Escape},
+    client::{Client, Receiver, Said, Sender},
+    failure::Failure,
+    output::Output,
+    signals::Signals,
+    stdio::{self, Out},
+    terminal::{self, Raw},
+};
+
+const PROTOCOL: &str = "v1.console.volantvm.com";
+
+/// Gives the exit code.
+pub async fn attach(console: Console, client: &Client, output: &Output) -> Result<u8, Failure> {
+    let writes = !console.read_only && !console.no_follow;
+    let query = [
+        ("scrollback", console.scrollback.to_string()),
+        ("write", writes.to_string()),
+        ("steal", console.steal.to_string()),
+        ("follow", (!console.no_follow).to_string()),
+    ];
+    let path = format!("/vms/{}/console", console.name);
+    let opened = client.socket(&path, &query, PROTOCOL).await;
+    let (sender, receiver) = opened.map_err(|failure| match failure {
+        Failure::Problem(problem)
+            if writes && !console.steal && problem.slug() == "not-possible" =>
+        {
+            Failure::ConsoleTaken(problem)
+        }
+        failure => failure,
+    })?;
+    let typed = terminal::is_typed();
+    let escape = console.escape.0.filter(|_| typed);
+    if !output.quiet && typed && !console.no_follow {
+        match console.escape.shown() {
+            Some(key) => eprintln!("attached to VM {}; {key} detaches", console.name),
+            None => eprintln!("attached to VM {}", console.name),
+        }
+    }
+    let raw = (typed && !console.no_follow).then(Raw::enter).transpose()?;
+    // Without writing the keys are read all the same: one of them detaches.
+    let keys = if writes || raw.is_some() {
+        Keys::Read(stdio::input()?)
+    } else {
+        Keys::None
+    };
+    let attached = Attached {
+        sender,
+        keys,
+        writes,
+        escape: Escape(escape),
+    };
+    let (mut out, mut signals) = (Out::stdout()?, Signals::listen()?);
+    let ended = tokio::select! {
+        ended = attached.typing() => ended.map(|()| 0),
+        ended = show(receiver, &mut out, raw.is_some()) => ended.map(|()| 0),
+        number = signals.end() => Ok(128 + number),
+    };
+    let written = if matches!(ended, Ok(0)) {
+        out.finish().await
+    } else {
+        Ok(())
+    };
+    let was_raw = raw.is_some();
+    drop(raw);
+    if was_raw && !output.quiet {
+        eprintln!("\ndetached from VM {}", console.name);
+    }
+    written.and(ended)
+}
+
+async fn show(mut receiver: Receiver, out: &mut Out, raw: bool) -> Result<(), Failure> {
+    let end = if raw { "\r\n" } else { "\n" };
+    while let Some(said) = receiver.next().await? {
+        match said {
+            Said::Data(data) => {
+                if out.write(data).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Said::Word(word) => {
+                if let Some(lost) = word.get("lost_bytes").and_then(Value::as_u64) {
+                    eprint!("{end}[{lost} bytes are missing here]{end}");
+                }
+                if word.get("stolen").is_some() {
+                    eprint!("{end}[somebody else has the keyboard now; you look on]{end}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Keys {
+    Read(mpsc::Receiver<Bytes>),
+    None,
+}
+
+struct Attached {
+    sender: Sender,
+    keys: Keys,
+    writes: bool,
+    escape: Escape,
+}
+
+impl Attached {
+    /// Sends what is typed; comes back when the key that detaches was.
+    async fn typing(mut self) -> Result<(), Failure> {
+        if let Keys::Read(keys) = &mut self.keys {
+            while let Some(chunk) = keys.recv().await {
+                let end = self.escape.0.and_then(|key| find(&chunk, key));
+                let typed = chunk.slice(..end.unwrap_or(chunk.len()));
+                if self.writes && !typed.is_empty() {
+                    // A connection that broke is told by the half that listens.
+                    if self.sender.send(Message::Binary(typed)).await.is_err() {
+                        break;
+                    }
+                }
+                if end.is_some() {
+                    let _ = self.sender.close().await;
+                    return Ok(());
+                }
+            }
+        }
+        // There is nothing more to type; the guest may have something to say.
+        std::future::pending().await
+    }
+}
+
+fn find(chunk: &[u8], key: u8) -> Option<usize> {
+    chunk.iter().position(|byte| *byte == key)
+}
