@@ -1,4 +1,4 @@
-//! Whom the workload runs as, by the image's own `/etc/passwd` and `/etc/group`, as container engines tell it.
+//! Whom a program runs as, by the image's own `/etc/passwd` and `/etc/group`, as container engines tell it.
 
 use std::{
     fmt,
@@ -29,6 +29,10 @@ pub struct User {
     pub identity: Identity,
     /// The folder that `/etc/passwd` names, or `/`.
     pub home: String,
+    /// As `/etc/passwd` has it, else the number.
+    pub name: String,
+    /// The login shell; empty where `/etc/passwd` names none.
+    pub shell: String,
 }
 
 /// Why there is no such user.
@@ -101,6 +105,7 @@ fn resolve(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError>
         Some(number) => entry.number(2) == Some(number),
         None => entry.text(0) == Some(user),
     });
+    let shell = entry.as_ref().and_then(|entry| entry.text(6));
     let (uid, gid, home, name) = match (&entry, number) {
         (Some(entry), _) => (
             entry.number(2).or(number),
@@ -129,6 +134,8 @@ fn resolve(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError>
             groups: groups.into_iter().map(Gid::from_raw).collect(),
         },
         home: home.unwrap_or("/").to_owned(),
+        name: name.map_or_else(|| uid.to_string(), str::to_owned),
+        shell: shell.unwrap_or_default().to_owned(),
     })
 }
 
@@ -217,8 +224,7 @@ mod tests {
             gid: Gid::from_raw(gid),
             groups: groups.iter().copied().map(Gid::from_raw).collect(),
         };
-        let home = home.to_owned();
-        assert_eq!(user, User { identity, home }, "{wanted}");
+        assert_eq!((user.identity, &*user.home), (identity, home), "{wanted}");
     }
 
     #[test]
@@ -235,6 +241,19 @@ mod tests {
         // A number, though a user is called so.
         found("7", 7, 0, &[], "/");
         found("lost", 12, 13, &[], "/");
+    }
+
+    #[test]
+    fn a_user_has_a_name_and_perhaps_a_shell() {
+        for (wanted, name, shell) in [
+            ("0", "root", "/bin/sh"),
+            ("nginx", "nginx", "/sbin/nologin"),
+            ("12", "lost", ""),
+            ("5000", "5000", ""),
+        ] {
+            let user = resolve(wanted, PASSWD, GROUP).unwrap();
+            assert_eq!((&*user.name, &*user.shell), (name, shell), "{wanted}");
+        }
     }
 
     #[test]

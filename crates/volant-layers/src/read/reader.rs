@@ -84,6 +84,10 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// The stream cannot be read, or is no archive from here on.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "an iterator would go on after an error"
+    )]
     pub fn next(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_content()?;
         let (mut pax, mut name, mut link) = (None, None, None);
