@@ -6,6 +6,7 @@
 mod caller;
 mod chain;
 mod child;
+mod confine;
 mod events;
 mod heirs;
 mod idle;
@@ -19,6 +20,7 @@ mod tsc;
 pub use caller::{CallerError, vm_of_pid};
 pub use chain::chain;
 pub use child::die_with_parent;
+pub use confine::confine;
 pub use events::Events;
 pub use heirs::{Heirlooms, inherited};
 pub use idle::{Busy, Idle};
