@@ -142,6 +142,16 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
+    /// The connection.
+    pub fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
+    /// What was read of the next frames already.
+    pub fn rest(&self) -> &[u8] {
+        &self.buffer
+    }
+
     /// The connection, and what was read of the next frames already.
     pub fn into_parts(self) -> (R, BytesMut) {
         (self.inner, self.buffer)
