@@ -1,11 +1,6 @@
 //! A VM as its supervisor is told it.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fs::File, os::fd::OwnedFd, path::Path};
 
 use volant_dbus::registry::{HealthCheck, Mount, VmDefinition};
 use volant_spec::{
@@ -156,6 +151,6 @@ fn volume(volume: &Volume) -> Mount {
 }
 
 /// A path of a configuration, which was a text there.
-fn text(path: &PathBuf) -> String {
+fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
