@@ -29,16 +29,19 @@ use crate::{
     definition::{Definition, Kernel},
     disks,
     ended::{EXIT_UNAVAILABLE, EXIT_UNDEFINED, EXIT_UNPREPARED, Ended},
+    grpc::{Parked, Serving},
     handle::Handle,
     happening::Happening,
     hypervisor::{MachineSpec, Nic, detect, kernel_image},
     identity::{self, Identity, IdentityError},
     journal::Journal,
-    life::{Rung, STOP_TIMEOUT, Times},
+    life::{Rung, Times},
     live::Live,
     logs::{Labels, Limits, Logs},
     prepare::{PrepareError, Prepared, prepare},
-    supervise,
+    secrets::{self, SecretsError},
+    sockets::{self, Sockets, SocketsError},
+    supervise, systemd,
 };
 
 /// For registryd and ipamd, which the bus may have to start first.
@@ -46,6 +49,8 @@ const BUS_TIMEOUT: Duration = Duration::from_secs(60);
 /// For the journal, once the VM has ended.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
+/// For clients to hear of the end.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 /// What happened and is on its way to the bus.
 const HAPPENINGS: usize = 64;
 
@@ -56,6 +61,8 @@ pub struct Settings {
     pub config: PathBuf,
     /// Private to this unit; the VM's own folder is made below it.
     pub run_dir: PathBuf,
+    /// Where the host's sockets are, each VM's in a folder of its own.
+    pub socket_dir: PathBuf,
 }
 
 /// Why no VM was started.
@@ -72,6 +79,8 @@ pub enum UnitError {
     },
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     #[error("cannot take the VM's own identity")]
     Identity(#[from] IdentityError),
     #[error("cannot open the {what} {}, which the package volant-kernel has", path.display())]
@@ -94,6 +103,10 @@ pub enum UnitError {
     Token(#[from] TokenError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
+    #[error("cannot serve clients")]
+    Serve(#[source] io::Error),
 }
 
 impl UnitError {
@@ -104,16 +117,22 @@ impl UnitError {
             Self::Config(_)
             | Self::OpenBoot { .. }
             | Self::Kernel(_)
+            | Self::Secrets(
+                SecretsError::Missing(_) | SecretsError::TooLarge | SecretsError::Name(_),
+            )
             | Self::Identity(IdentityError::Reserved(_)) => EXIT_UNDEFINED,
             Self::Vmm(_) => EXIT_UNAVAILABLE,
             Self::Prepare(error) => error.exit_code(),
             Self::Signals(_)
+            | Self::Secrets(SecretsError::Read { .. })
             | Self::Bus { .. }
             | Self::Identity(_)
             | Self::RunDir { .. }
             | Self::Tools(_)
             | Self::Journal(_)
             | Self::Token(_)
+            | Self::Sockets(_)
+            | Self::Serve(_)
             | Self::Listen(_) => EXIT_UNPREPARED,
         }
     }
@@ -130,10 +149,13 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
     volant_service::status("starting: asking for the definition and a network");
     let asked = async {
         let bus = connect().await?;
-        let prepared = prepare(&settings.name, &bus).await?;
-        Ok::<_, UnitError>((bus, prepared))
+        let (prepared, facts) = tokio::join!(
+            prepare(&settings.name, &bus),
+            systemd::look(&bus, &settings.name)
+        );
+        Ok::<_, UnitError>((bus, prepared?, facts))
     };
-    let (bus, prepared) = tokio::select! {
+    let (bus, prepared, facts) = tokio::select! {
         asked = asked => asked?,
         _ = &mut stop => return Ok(Ended::Stopped(Rung::Kill)),
     };
@@ -154,7 +176,11 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
         .join("vsock");
     let (handle, asks) = Handle::new(watched, vsock, token.clone());
     let (events, happenings) = mpsc::channel(HAPPENINGS);
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let secrets = secrets::read(credentials.as_deref(), &definition.secrets)?;
     let announcer = publish(&bus, &definition.name, &handle, happenings).await?;
+
+    let sockets = Sockets::make(&sockets::folder(&settings.socket_dir, &definition.name))?;
 
     // From here on this process has no right that its VM may not have.
     match identity::become_vm(definition.uid)? {
@@ -178,11 +204,11 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
     };
     let choice = detect::choose(definition.vmm, &detect::Facts::gather())?;
     tracing::info!("{}", choice.reason);
-    let (accel, reason) = (choice.accel.as_str(), choice.reason.clone());
+    let (accel, reason) = (choice.accel, choice.reason.clone());
     let hypervisor = choice.hypervisor();
     live.send_modify(|live| {
         live.vmm = hypervisor.name().to_owned();
-        live.vmm_short = format!("{} ({accel})", hypervisor.name());
+        live.vmm_short = format!("{} ({})", hypervisor.name(), accel.as_str());
         live.vmm_reason = reason;
     });
     let folder = RunDir::make(&settings.run_dir, &definition.name)?;
@@ -192,16 +218,33 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
         Limits::default(),
     );
     let mut run_config = definition.run_config(&attachment);
+    run_config.secrets = secrets;
     disks.tell(&mut run_config);
+    let stop_timeout = systemd::stop_timeout(facts.as_ref());
+    let times = times(&config.vm, &definition, stop_timeout);
+    // While the guest boots: nothing waits for it.
+    let limits = facts.map(|facts| {
+        let limits = systemd::Limits {
+            facts,
+            share: definition.share,
+            vmm: hypervisor.name(),
+            accel,
+        };
+        let held = systemd::hold(bus.clone(), definition.name.clone(), limits, handle.live());
+        tokio::spawn(held)
+    });
+    let console = Hub::default();
+    let mut serving = Serving::start(
+        sockets.clients,
+        handle.clone(),
+        console.clone(),
+        Parked::default(),
+    )
+    .map_err(UnitError::Serve)?;
     let vm = supervise::Vm {
         run_config,
         token,
-        times: Times::new(
-            config.vm.boot_timeout_sec.duration(),
-            definition.ready_within,
-            definition.stop_grace,
-            Some(STOP_TIMEOUT),
-        ),
+        times,
         asks,
         events,
         spec: MachineSpec {
@@ -223,16 +266,34 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
         },
         hypervisor: Arc::from(hypervisor),
         logs,
-        console: Hub::default(),
+        console: console.clone(),
         live,
     };
     let ended = supervise::run(vm, stop).await?;
+    console.close();
+    serving.pause(LAST_CALLS).await;
+    if let Some(limits) = limits {
+        limits.abort();
+    }
     writer.finish(LAST_WORDS).await;
     // The bus hears of the end, too.
     if timeout(LAST_WORDS, announcer).await.is_err() {
         tracing::warn!("the bus did not take the VM's last words");
     }
     Ok(ended)
+}
+
+fn times(config: &VmDefaults, definition: &Definition, stop: Option<Duration>) -> Times {
+    let boot = config.boot_timeout_sec.duration();
+    let times = Times::new(boot, definition.ready_within, definition.stop_grace, stop);
+    if times.grace < definition.stop_grace {
+        tracing::warn!(
+            "a stop of this unit leaves the workload {} s of the {} s that it may take: give the unit a longer TimeoutStopSec=",
+            times.grace.as_secs(),
+            definition.stop_grace.as_secs()
+        );
+    }
+    times
 }
 
 async fn connect() -> Result<Connection, UnitError> {
