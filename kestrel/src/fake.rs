@@ -1,9 +1,11 @@
 //! A kernel that only remembers what it was asked, for the tests of this crate.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use nix::{
@@ -177,6 +179,19 @@ impl Kernel for FakeKernel {
 
     fn signal_group(&self, group: Pid, signal: Signal) -> nix::Result<()> {
         self.call(format!("signal {group} {signal}"))
+    }
+
+    fn signal_init(&self, number: i32) -> nix::Result<()> {
+        self.call(format!("signal init {number}"))
+    }
+
+    fn set_clock(&self, time: Duration) -> nix::Result<()> {
+        self.call(format!("clock {}", time.as_nanos()))
+    }
+
+    fn become_program(&self, program: &Path, _: &BTreeMap<String, String>) -> io::Error {
+        let _ = self.call(format!("become {}", program.display()));
+        io::ErrorKind::PermissionDenied.into()
     }
 
     fn kill_all(&self) {

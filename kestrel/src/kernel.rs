@@ -1,11 +1,19 @@
 //! The system calls that change the machine, behind a trait: their order and arguments are tested without a machine.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, Permissions},
     io::{self, Read as _},
-    os::fd::AsRawFd as _,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{MetadataExt as _, PermissionsExt as _, chown},
+            process::CommandExt as _,
+        },
+    },
     path::Path,
+    process::Command,
+    time::Duration,
 };
 
 use nix::{
@@ -17,7 +25,9 @@ use nix::{
         signal::{Signal, kill, killpg},
         stat::Mode,
         statfs::{FsType, TMPFS_MAGIC, statfs},
+        time::TimeSpec,
     },
+    time::{ClockId, clock_settime},
     unistd::{Pid, chdir, chroot, mkdir, sethostname, symlinkat, sync},
 };
 
@@ -157,6 +167,21 @@ pub trait Kernel: Clone + Send + 'static {
     /// # Errors
     /// The system's: `ESRCH` when nobody is left in it.
     fn signal_group(&self, group: Pid, signal: Signal) -> nix::Result<()>;
+
+    /// Sends the signal of that number to PID 1.
+    ///
+    /// # Errors
+    /// The system's.
+    fn signal_init(&self, number: i32) -> nix::Result<()>;
+
+    /// Sets the clock, given the time since the epoch.
+    ///
+    /// # Errors
+    /// The system's.
+    fn set_clock(&self, time: Duration) -> nix::Result<()>;
+
+    /// Makes `program` what this process runs, with that environment alone. Returns only when that failed.
+    fn become_program(&self, program: &Path, env: &BTreeMap<String, String>) -> io::Error;
 
     /// Kills every process but this one.
     fn kill_all(&self);
@@ -339,6 +364,25 @@ impl Kernel for Linux {
 
     fn signal_group(&self, group: Pid, signal: Signal) -> nix::Result<()> {
         killpg(group, signal)
+    }
+
+    fn signal_init(&self, number: i32) -> nix::Result<()> {
+        // SAFETY: the call takes two numbers.
+        #[allow(unsafe_code, reason = "nix has no name for real-time signals")]
+        let sent = unsafe { nix::libc::kill(1, number) };
+        Errno::result(sent).map(drop)
+    }
+
+    fn set_clock(&self, time: Duration) -> nix::Result<()> {
+        clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time))
+    }
+
+    fn become_program(&self, program: &Path, env: &BTreeMap<String, String>) -> io::Error {
+        // The kernel spares the agent when memory is short, and nothing that takes its place.
+        if let Err(error) = fs::write("/proc/self/oom_score_adj", "0") {
+            return error;
+        }
+        Command::new(program).env_clear().envs(env).exec()
     }
 
     fn kill_all(&self) {

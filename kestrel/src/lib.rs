@@ -3,23 +3,38 @@
 //! It is the client of the VM's supervisor on the host (`volant.agent.v1`), over vsock, and knows nothing else of Volant.
 //! It never panics and never waits without a deadline: a fatal error reaches the host with its cause, then the machine ends.
 
+mod cause;
+mod child;
+mod clock;
 mod config;
 mod console;
+mod ending;
 mod etc;
 #[cfg(test)]
 mod fake;
 mod files;
 mod guest;
+mod health;
+mod heartbeat;
 mod host;
+mod init;
 mod kernel;
 mod life;
 mod lines;
 mod logs;
 mod mounts;
 mod network;
+mod oom;
 mod reap;
+mod reports;
 mod requests;
+mod restart;
 mod root;
+mod secrets;
+mod service;
+pub mod session;
+mod ship;
+mod supervise;
 mod usage;
 mod user;
 mod workload;
@@ -37,7 +52,9 @@ pub use crate::{
     logs::Logs,
     mounts::{Mount, MountError},
     network::{Netlink, Network, NetworkError},
+    init::SERVICE,
     reap::{Exit, Reaper},
+    service::{Service, ServiceError, Stopped},
     root::{Disk, Format, RootConfig, RootError},
 };
 
@@ -72,6 +89,9 @@ async fn live() -> Ending {
     let (asks, asked) = mpsc::channel(ASKS);
     let logs = Arc::new(Logs::default());
     let prepared = prepare(&Linux, &logs, &asks);
+    let sessions = session::listen().inspect_err(|error| {
+        logs.say(&format!("cannot listen for sessions: {error}"));
+    });
     let guest = Guest {
         kernel: Linux,
         network: Netlink,
@@ -79,8 +99,23 @@ async fn live() -> Ending {
         root: PathBuf::from("/"),
         logs,
         asks,
+        sessions: sessions.ok(),
     };
     guest.live(prepared, asked).await
+}
+
+/// Serves a guest whose PID 1 is another program. Returns when it is stopped, or cannot serve.
+///
+/// # Errors
+/// Why it cannot.
+pub fn be_service() -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    runtime
+        .block_on(service::live(Linux))
+        .map_err(|error| cause::chain(&error))
 }
 
 /// What needs no host: file systems, the console, and ears for those who ask the machine to go down.
@@ -91,6 +126,11 @@ fn prepare(kernel: &impl Kernel, logs: &Logs, asks: &mpsc::Sender<Ask>) -> Resul
     }
     for error in mounts::link_all(kernel) {
         logs.say(&error.to_string());
+    }
+    if let Err(error) = child::spare_agent() {
+        logs.say(&format!(
+            "the kernel may end this agent when memory is short: {error}"
+        ));
     }
     if let Err(error) = kernel.adopt_console() {
         logs.say(&format!("there is no console: {error}"));

@@ -1,14 +1,21 @@
 //! What an agent does when something happens: a state machine that decides, and does nothing itself.
 //!
 //! ```text
-//! Starting ──Started──▶ Running ──Asked──▶ Stopping ──TimeOver──▶ Killing
-//!    │ Failed, Asked       │ Exited           │ Exited               │ Exited, TimeOver
-//!    └─────────────────────┴──────────────────┴──────────────────────┴──▶ Down
+//!              ┌──────────────TimeOver─────────────┐
+//!              ▼                                   │
+//! Starting ▶ Running ──Exited, to be restarted──▶ Waiting
+//!              │  └──Unhealthy──▶ Curing ──Exited──┘
+//!              │ Asked, Unhealthy   │ Asked
+//!              ▼                    ▼
+//!           Stopping ──TimeOver──▶ Killing ──Exited, TimeOver──▶ Down
 //! ```
+//! Whatever ends without another start ends in `Down`: `Asked` while there is no workload, and `Failed` at any time.
 
 use std::time::Duration;
 
 use volant_proto::agent::v1::going_down;
+
+use crate::{config::Restart, restart::Restarts};
 
 /// Why the machine goes down. The first reason stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +30,8 @@ pub enum Reason {
     GuestReboot,
     /// The agent cannot go on.
     Fatal,
+    /// The workload's health check failed, and it may not be started again.
+    Unhealthy,
 }
 
 impl From<Reason> for going_down::Reason {
@@ -34,6 +43,7 @@ impl From<Reason> for going_down::Reason {
             Reason::GuestPowerOff => Self::GuestPoweroff,
             Reason::GuestReboot => Self::GuestReboot,
             Reason::Fatal => Self::Fatal,
+            Reason::Unhealthy => Self::Unhealthy,
         }
     }
 }
@@ -51,6 +61,12 @@ pub enum State {
     /// There is no workload yet.
     Starting,
     Running,
+    /// It is ended for its health, and will be started again.
+    Curing {
+        killed: bool,
+    },
+    /// It has ended, and will be started again.
+    Waiting,
     /// The workload has its stop signal.
     Stopping(Reason),
     /// The workload was killed, and is not known to be gone.
@@ -61,9 +77,13 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     Started,
-    Exited,
+    Exited {
+        success: bool,
+    },
     Asked(Ask),
-    /// The time that [`Effect::Stop`], [`Effect::Hurry`] or [`Effect::Kill`] set is over.
+    /// The workload's health check says that it is not well.
+    Unhealthy,
+    /// The time that [`Effect::Stop`], [`Effect::Hurry`], [`Effect::Kill`] or [`Effect::Wait`] set is over.
     TimeOver,
     /// The agent cannot go on.
     Failed,
@@ -82,146 +102,114 @@ pub enum Effect {
     },
     /// Kill the workload, and wait a moment for its end.
     Kill,
+    /// End what the workload left, and wait this long.
+    Wait {
+        delay: Duration,
+        restarts: u32,
+        unhealthy: bool,
+    },
+    /// Start the workload again, now.
+    Launch,
     /// End everything else, then the machine.
     EndMachine(Reason),
 }
 
-impl State {
-    /// The next state and what to do. Nothing happens after [`State::Down`].
+/// The state, and what decides about the next one.
+#[derive(Clone, Debug)]
+pub struct Life {
+    state: State,
+    restarts: Restarts,
+}
+
+impl Life {
     #[must_use]
-    pub fn on(self, event: Event) -> (Self, Effect) {
-        let down = |reason| (Self::Down(reason), Effect::EndMachine(reason));
-        match (self, event) {
-            (Self::Starting, Event::Started) => (Self::Running, Effect::Nothing),
-            (Self::Starting, Event::Asked(ask)) => down(ask.reason),
-            (Self::Starting | Self::Running, Event::Failed) => down(Reason::Fatal),
-            (Self::Running, Event::Exited) => down(Reason::WorkloadExited),
-            (Self::Running, Event::Asked(ask)) => (
-                Self::Stopping(ask.reason),
-                Effect::Stop { grace: ask.grace },
+    pub fn new(policy: Restart) -> Self {
+        Self {
+            state: State::Starting,
+            restarts: Restarts::new(policy),
+        }
+    }
+
+    /// What to do when `event` happens, `now` since any moment that stays the same. Nothing happens after [`State::Down`].
+    pub fn on(&mut self, event: Event, now: Duration) -> Effect {
+        if event == Event::Started {
+            self.restarts.started(now);
+        }
+        let (state, effect) = self.next(event, now);
+        self.state = state;
+        effect
+    }
+
+    fn next(&mut self, event: Event, now: Duration) -> (State, Effect) {
+        use State::{Curing, Down, Killing, Running, Starting, Stopping, Waiting};
+        let state = self.state;
+        let down = |reason| (Down(reason), Effect::EndMachine(reason));
+        match (state, event) {
+            (Starting, Event::Started) => (Running, Effect::Nothing),
+            (Starting | Waiting, Event::Asked(ask)) => down(ask.reason),
+            (Starting | Running | Waiting | Curing { .. }, Event::Failed) => down(Reason::Fatal),
+            (Running, Event::Exited { success }) => match self.restarts.after_exit(success, now) {
+                Some(delay) => self.wait(delay, false),
+                None => down(Reason::WorkloadExited),
+            },
+            (Running, Event::Asked(ask)) => {
+                (Stopping(ask.reason), Effect::Stop { grace: ask.grace })
+            }
+            (Running, Event::Unhealthy) => {
+                let next = if self.restarts.may_cure(now) {
+                    Curing { killed: false }
+                } else {
+                    Stopping(Reason::Unhealthy)
+                };
+                (next, Effect::Stop { grace: None })
+            }
+            (Curing { .. }, Event::Exited { .. }) => {
+                let delay = self.restarts.again(now);
+                self.wait(delay, true)
+            }
+            (Curing { killed: false }, Event::TimeOver) => (Curing { killed: true }, Effect::Kill),
+            // What cannot be killed cannot be started again.
+            (Curing { killed: true }, Event::TimeOver) => down(Reason::Unhealthy),
+            (Curing { killed: false }, Event::Asked(ask)) => (
+                Stopping(ask.reason),
+                ask.grace
+                    .map_or(Effect::Nothing, |grace| Effect::Hurry { grace }),
             ),
+            (Curing { killed: true }, Event::Asked(ask)) => (Killing(ask.reason), Effect::Nothing),
+            (Waiting, Event::TimeOver) => (Running, Effect::Launch),
             (
-                Self::Stopping(_),
+                Stopping(_),
                 Event::Asked(Ask {
                     grace: Some(grace), ..
                 }),
-            ) => (self, Effect::Hurry { grace }),
-            (Self::Stopping(reason), Event::TimeOver) => (Self::Killing(reason), Effect::Kill),
-            (Self::Stopping(reason) | Self::Killing(reason), Event::Exited | Event::Failed)
-            | (Self::Killing(reason), Event::TimeOver) => down(reason),
+            ) => (state, Effect::Hurry { grace }),
+            (Stopping(reason), Event::TimeOver) => (Killing(reason), Effect::Kill),
+            (Stopping(reason) | Killing(reason), Event::Exited { .. } | Event::Failed)
+            | (Killing(reason), Event::TimeOver) => down(reason),
             // A late or repeated fact changes nothing.
-            (Self::Starting, Event::Exited | Event::TimeOver)
-            | (Self::Running, Event::Started | Event::TimeOver)
-            | (Self::Stopping(_), Event::Started | Event::Asked(Ask { grace: None, .. }))
-            | (Self::Killing(_), Event::Started | Event::Asked(_))
-            | (Self::Down(_), _) => (self, Effect::Nothing),
+            (Starting, Event::Exited { .. } | Event::TimeOver | Event::Unhealthy)
+            | (Running, Event::Started | Event::TimeOver)
+            | (Curing { .. }, Event::Started | Event::Unhealthy)
+            | (Waiting, Event::Started | Event::Exited { .. } | Event::Unhealthy)
+            | (
+                Stopping(_),
+                Event::Started | Event::Unhealthy | Event::Asked(Ask { grace: None, .. }),
+            )
+            | (Killing(_), Event::Started | Event::Unhealthy | Event::Asked(_))
+            | (Down(_), _) => (state, Effect::Nothing),
         }
+    }
+
+    fn wait(&self, delay: Duration, unhealthy: bool) -> (State, Effect) {
+        let restarts = self.restarts.count();
+        let wait = Effect::Wait {
+            delay,
+            restarts,
+            unhealthy,
+        };
+        (State::Waiting, wait)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn asked(reason: Reason, grace: Option<Duration>) -> Event {
-        Event::Asked(Ask { reason, grace })
-    }
-
-    fn run(events: &[Event]) -> (State, Vec<Effect>) {
-        let mut state = State::Starting;
-        let mut effects = Vec::new();
-        for event in events {
-            let (next, effect) = state.on(*event);
-            state = next;
-            effects.push(effect);
-        }
-        (state, effects)
-    }
-
-    #[test]
-    fn a_request_stops_then_kills_then_ends_and_keeps_its_reason() {
-        let (state, effects) = run(&[
-            Event::Started,
-            asked(Reason::PowerButton, None),
-            asked(Reason::Requested, None),
-            asked(Reason::Requested, Some(SECOND)),
-            Event::TimeOver,
-            Event::TimeOver,
-        ]);
-        assert_eq!(state, State::Down(Reason::PowerButton));
-        assert_eq!(
-            effects,
-            [
-                Effect::Nothing,
-                Effect::Stop { grace: None },
-                Effect::Nothing,
-                Effect::Hurry { grace: SECOND },
-                Effect::Kill,
-                Effect::EndMachine(Reason::PowerButton),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_workload_that_ends_by_itself_ends_the_machine() {
-        let (_, effects) = run(&[Event::Started, Event::Exited]);
-        assert_eq!(effects[1], Effect::EndMachine(Reason::WorkloadExited));
-    }
-
-    #[test]
-    fn a_workload_that_ends_in_its_grace_is_not_killed() {
-        let (_, effects) = run(&[
-            Event::Started,
-            asked(Reason::Requested, Some(SECOND)),
-            Event::Exited,
-        ]);
-        assert_eq!(
-            effects[1..],
-            [
-                Effect::Stop {
-                    grace: Some(SECOND)
-                },
-                Effect::EndMachine(Reason::Requested)
-            ]
-        );
-    }
-
-    #[test]
-    fn without_a_workload_there_is_nothing_to_wait_for() {
-        assert_eq!(
-            run(&[asked(Reason::GuestReboot, None)]).1,
-            [Effect::EndMachine(Reason::GuestReboot)]
-        );
-        assert_eq!(run(&[Event::Failed]).1, [Effect::EndMachine(Reason::Fatal)]);
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            Just(Event::Started),
-            Just(Event::Exited),
-            Just(Event::TimeOver),
-            Just(Event::Failed),
-            Just(asked(Reason::Requested, None)),
-            Just(asked(Reason::GuestReboot, Some(SECOND))),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn the_machine_ends_once_and_a_workload_is_stopped_before_it_is_killed(events in prop::collection::vec(event(), 0..20)) {
-            let (state, effects) = run(&events);
-            let ends = effects.iter().filter(|effect| matches!(effect, Effect::EndMachine(_))).count();
-            prop_assert_eq!(ends, usize::from(matches!(state, State::Down(_))));
-            let first = |wanted: fn(&Effect) -> bool| effects.iter().position(wanted);
-            let stop = first(|effect| matches!(effect, Effect::Stop { .. }));
-            let kill = first(|effect| matches!(effect, Effect::Kill));
-            if let Some(kill) = kill {
-                prop_assert!(stop.is_some_and(|stop| stop < kill));
-            }
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The way of the workload's lines to the host: read from pipes, kept in a bounded queue, sent.
+//! The workload's lines: read from pipes, and kept in a bounded queue until they are sent ([`crate::ship`]).
 //!
 //! The workload is never slowed down by a host that reads slowly: what does not fit is dropped, and counted.
 
@@ -6,29 +6,18 @@ use std::{
     collections::VecDeque,
     os::fd::OwnedFd,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{
-    io::AsyncReadExt as _,
-    net::unix::pipe,
-    sync::{Notify, mpsc},
-    time::sleep,
-};
+use tokio::{io::AsyncReadExt as _, net::unix::pipe, sync::Notify};
 use volant_proto::agent::v1::{SendLogsRequest, send_logs_request::Stream};
 
-use crate::{
-    host::Host,
-    lines::{MAX_LINE, Splitter},
-};
+use crate::lines::{MAX_LINE, Splitter};
 
 /// The most that waits for the host, in bytes.
 const QUEUE_BYTES: usize = 256 * 1024;
 /// What a line costs beside its bytes.
-const LINE_COST: usize = 96;
-/// Lines that are on their way at a time, and lost when the connection breaks.
-const WINDOW: usize = 16;
-const RETRY: Duration = Duration::from_millis(250);
+pub const LINE_COST: usize = 96;
 
 /// Lines that wait for the host. Any number of writers, one reader.
 #[derive(Debug, Default)]
@@ -146,44 +135,6 @@ pub async fn read(pipe: OwnedFd, stream: Stream, logs: &Logs) {
     }
     if let Some(line) = splitter.finish() {
         logs.push(stream, line);
-    }
-}
-
-/// Sends the lines to the host until the last one has arrived, over a new stream when one breaks.
-pub async fn ship(host: Host, logs: &Logs) {
-    let mut unsent = None;
-    loop {
-        let (sender, receiver) = mpsc::channel(WINDOW);
-        let mut call = std::pin::pin!(host.send_logs(receiver));
-        tokio::select! {
-            // The host's answer is its word that it has them all.
-            () = feed(sender, logs, &mut unsent) => if call.await.is_ok() { return },
-            _ = &mut call => {}
-        }
-        sleep(RETRY).await;
-    }
-}
-
-/// Ends, and with it the stream, when the last line was handed over.
-async fn feed(
-    sender: mpsc::Sender<SendLogsRequest>,
-    logs: &Logs,
-    unsent: &mut Option<SendLogsRequest>,
-) {
-    loop {
-        if unsent.is_none() {
-            *unsent = logs.next().await;
-        }
-        if unsent.is_none() {
-            return;
-        }
-        let Ok(permit) = sender.reserve().await else {
-            // The stream is broken; its call says so at once.
-            return std::future::pending().await;
-        };
-        if let Some(line) = unsent.take() {
-            permit.send(line);
-        }
     }
 }
 

@@ -1,8 +1,17 @@
-//! The binary: it is PID 1 or nothing.
+//! The binary: it is PID 1 of a guest, or the service beside another PID 1.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(kestrel::SERVICE) {
+        return match kestrel::be_service() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(cause) => {
+                eprintln!("kestrel: {cause}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if std::process::id() != 1 {
         let version = env!("CARGO_PKG_VERSION");
         eprintln!("kestrel {version} is PID 1 of a Volant guest, and does nothing elsewhere");

@@ -14,12 +14,14 @@ use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::sleep,
+    time::{Instant, sleep},
 };
 use volant_proto::agent::v1::watch_commands_response::Command;
 
 use crate::{
+    clock,
     host::Host,
+    kernel::Kernel,
     life::{Ask, Reason},
     logs::Logs,
 };
@@ -33,8 +35,10 @@ const SIGNALS: &[(i32, Reason)] = &[
     (nix::libc::SIGTERM, Reason::GuestReboot),
     (nix::libc::SIGINT, Reason::GuestReboot),
 ];
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a host that is being replaced is dialled before the next attempt begins.
+const GREETED_WITHIN: Duration = Duration::from_secs(5);
 const KEY_POWER: usize = 116;
 /// `struct input_event` of a 64-bit kernel: the time in 16 bytes, then type, code and value.
 const EVENT_BYTES: usize = 24;
@@ -62,29 +66,49 @@ fn ask(asks: &mpsc::Sender<Ask>, reason: Reason, grace: Option<Duration>) {
     let _ = asks.try_send(Ask { reason, grace });
 }
 
-/// Carries the host's commands over, for as long as the guest lives.
-pub async fn watch_host(host: Host, asks: mpsc::Sender<Ask>, logs: Arc<Logs>) {
+/// Carries the host's commands over, for as long as the guest lives. When the connection breaks, it is the first to say
+/// hello by the next one.
+pub async fn watch_host(host: Host, kernel: impl Kernel, asks: mpsc::Sender<Ask>, logs: Arc<Logs>) {
     let mut pause = FIRST_PAUSE;
+    let mut is_heard = true;
     loop {
+        let hellos = host.hellos();
         match host.watch_commands().await {
             Ok(mut commands) => {
-                pause = FIRST_PAUSE;
+                is_heard = true;
+                let begun = Instant::now();
                 while let Ok(Some(message)) = commands.message().await {
-                    match message.command {
-                        Some(Command::Shutdown(shutdown)) => {
-                            let grace = Duration::from_millis(shutdown.grace_ms.into());
-                            ask(&asks, Reason::Requested, Some(grace));
-                        }
-                        Some(Command::SetClock(_)) | None => {
-                            logs.say("the host sent a command that this agent does not know")
-                        }
-                    }
+                    obey(message.command, &kernel, &asks, &logs);
+                }
+                // A stream that ends at once is no reason to hurry.
+                if begun.elapsed() >= LONGEST_PAUSE {
+                    pause = FIRST_PAUSE;
                 }
             }
-            Err(error) => logs.say(&format!("cannot watch for commands: {error}")),
+            // Once, not at every attempt.
+            Err(error) if std::mem::replace(&mut is_heard, false) => {
+                logs.say(&format!("cannot watch for commands: {error}"));
+            }
+            Err(_) => {}
         }
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+        // A host that is not there yet, or refuses, is asked again with the next stream.
+        let _ = host.greet(hellos, GREETED_WITHIN).await;
+    }
+}
+
+fn obey(command: Option<Command>, kernel: &impl Kernel, asks: &mpsc::Sender<Ask>, logs: &Logs) {
+    match command {
+        Some(Command::Shutdown(shutdown)) => {
+            let grace = Duration::from_millis(shutdown.grace_ms.into());
+            ask(asks, Reason::Requested, Some(grace));
+        }
+        Some(Command::SetClock(wanted)) => {
+            let time = Duration::from_nanos(wanted.time_unix_ns);
+            clock::follow(kernel, time, Duration::ZERO, logs);
+        }
+        None => logs.say("the host sent a command that this agent does not know"),
     }
 }
 

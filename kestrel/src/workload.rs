@@ -1,10 +1,11 @@
 //! The program that the VM is for.
 
 use std::{
-    fs, io,
+    ffi::OsString,
+    fmt, fs, io,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::process::CommandExt as _,
+        unix::ffi::OsStringExt as _,
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -13,12 +14,13 @@ use std::{
 use nix::{
     fcntl::OFlag,
     sys::stat::{Mode, fchmod},
-    unistd::{Pid, fchown, pipe2, setgroups, setresgid, setresuid, setsid},
+    unistd::{Pid, fchown, pipe2},
 };
 use tokio::sync::oneshot;
 
 use crate::{
-    config::WorkloadConfig,
+    child,
+    config::{Secret, WorkloadConfig},
     reap::{Exit, Reaper},
     user::{self, Identity, UserError},
 };
@@ -54,50 +56,129 @@ pub enum WorkloadError {
     Loader { program: String },
 }
 
-/// Starts the workload, with nothing on standard input and pipes on output and error. `root` is where its `/etc` is. A
-/// working directory or a volume that is not there is made, as container engines do.
-///
-/// # Errors
-/// The user, a directory or the program cannot be used; no process is left.
-pub fn start(
-    config: &WorkloadConfig,
-    root: &Path,
-    reaper: &Reaper,
-) -> Result<Workload, WorkloadError> {
-    let (identity, home) = match config.user.as_str() {
-        "" => (None, user::home_of_root(root)),
-        wanted => {
-            let found = user::find(root, wanted).map_err(|source| WorkloadError::User {
-                user: wanted.to_owned(),
+/// The workload as it can be started: whom it runs as is known.
+pub struct Program {
+    config: WorkloadConfig,
+    identity: Option<Identity>,
+    home: String,
+    /// Variables whose values are secret.
+    secrets: Vec<(String, OsString)>,
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program")
+            .field("config", &self.config)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Program {
+    /// Finds whom it runs as, by the `/etc` in `root`. Secrets that are for the environment are in no other one.
+    ///
+    /// # Errors
+    /// There is no such user or group.
+    pub fn new(
+        config: WorkloadConfig,
+        root: &Path,
+        secrets: &[Secret],
+    ) -> Result<Self, WorkloadError> {
+        let (identity, home) = match config.user.as_str() {
+            "" => (None, user::home_of_root(root)),
+            wanted => {
+                let found = user::find(root, wanted).map_err(|source| WorkloadError::User {
+                    user: wanted.to_owned(),
+                    source,
+                })?;
+                (Some(found.identity), found.home)
+            }
+        };
+        let secrets = secrets
+            .iter()
+            .filter_map(|secret| {
+                let value = OsString::from_vec(secret.value.clone());
+                Some((secret.env.clone()?, value))
+            })
+            .collect();
+        Ok(Self {
+            config,
+            identity,
+            home,
+            secrets,
+        })
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &WorkloadConfig {
+        &self.config
+    }
+
+    /// Whom it runs as; `None`: as the agent.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity> {
+        self.identity.clone()
+    }
+
+    /// Makes its directories where they are missing, as container engines do.
+    ///
+    /// # Errors
+    /// One is something else, or cannot be made.
+    pub fn make_dirs(&self) -> Result<(), WorkloadError> {
+        for dir in &self.config.volumes {
+            make_dir(dir).map_err(|source| WorkloadError::Volume {
+                dir: dir.clone(),
                 source,
             })?;
-            (Some(found.identity), found.home)
         }
-    };
-    for dir in &config.volumes {
-        make_dir(dir).map_err(|source| WorkloadError::Volume {
-            dir: dir.clone(),
+        make_dir(&self.config.workdir).map_err(|source| WorkloadError::Workdir {
+            dir: self.config.workdir.clone(),
             source,
-        })?;
+        })
     }
-    make_dir(&config.workdir).map_err(|source| WorkloadError::Workdir {
-        dir: config.workdir.clone(),
-        source,
-    })?;
-    let pipe = || output_pipe(identity.as_ref()).map_err(WorkloadError::Pipe);
-    let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
-    let mut command = command(config, &home);
-    command.stdout(stdout_end).stderr(stderr_end);
-    become_leader(&mut command, identity);
-    let (child, exit) = reaper
-        .spawn(&mut command)
-        .map_err(|source| explain(&config.program, source))?;
-    Ok(Workload {
-        pid: Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX)),
-        exit,
-        stdout,
-        stderr,
-    })
+
+    /// Starts it, with nothing on standard input and pipes on output and error.
+    ///
+    /// # Errors
+    /// A directory or the program cannot be used; no process is left.
+    pub fn start(&self, reaper: &Reaper) -> Result<Workload, WorkloadError> {
+        self.make_dirs()?;
+        let pipe = || output_pipe(self.identity.as_ref()).map_err(WorkloadError::Pipe);
+        let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
+        let mut command = self.command(&self.config.program, &self.config.arguments);
+        command.stdout(stdout_end).stderr(stderr_end);
+        child::prepare(
+            &mut command,
+            self.identity.clone(),
+            self.config.rlimits.clone(),
+        );
+        let (child, exit) = reaper
+            .spawn(&mut command)
+            .map_err(|source| explain(&self.config.program, source))?;
+        Ok(Workload {
+            pid: Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX)),
+            exit,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// A program with the workload's environment and working directory, and no input. It is not yet run as the user.
+    #[must_use]
+    pub fn command(&self, program: &str, arguments: &[String]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(&self.config.workdir)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", &self.home)
+            .env("TERM", "linux")
+            .envs(&self.config.env)
+            .envs(self.secrets.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null());
+        command
+    }
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -134,37 +215,6 @@ fn explain(program: &str, source: io::Error) -> WorkloadError {
     }
 }
 
-fn command(config: &WorkloadConfig, home: &str) -> Command {
-    let mut command = Command::new(&config.program);
-    command
-        .args(&config.arguments)
-        .current_dir(&config.workdir)
-        .env_clear()
-        .env("PATH", PATH)
-        .env("HOME", home)
-        .env("TERM", "linux")
-        .envs(&config.env)
-        .stdin(Stdio::null());
-    command
-}
-
-/// Has the child begin a session of its own, and become whom it runs as: the user last, who may do none of this.
-fn become_leader(command: &mut Command, identity: Option<Identity>) {
-    // SAFETY: the closure makes system calls alone, which are async-signal-safe, and allocates nothing.
-    #[allow(unsafe_code, reason = "a session can only be begun in the child")]
-    unsafe {
-        command.pre_exec(move || {
-            setsid()?;
-            if let Some(Identity { uid, gid, groups }) = &identity {
-                setgroups(groups)?;
-                setresgid(*gid, *gid, *gid)?;
-                setresuid(*uid, *uid, *uid)?;
-            }
-            Ok(())
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, ffi::OsStr};
@@ -189,7 +239,18 @@ mod tests {
             health: None,
             rlimits: Vec::new(),
         };
-        let command = command(&config, "/root");
+        let secret = |name: &str, value: &str, env: Option<&str>| Secret {
+            name: name.to_owned(),
+            value: value.into(),
+            env: env.map(str::to_owned),
+        };
+        let secrets = [
+            secret("key", "hunter2", Some("KEY")),
+            secret("file", "x", None),
+        ];
+        let root = tempfile::tempdir().unwrap();
+        let program = Program::new(config, root.path(), &secrets).unwrap();
+        let command = program.command("server", &program.config.arguments);
         let env: BTreeMap<_, _> = command
             .get_envs()
             .map(|(key, value)| (key, value.unwrap()))
@@ -197,6 +258,7 @@ mod tests {
         let expected = [
             ("A", "b"),
             ("HOME", "/srv"),
+            ("KEY", "hunter2"),
             ("PATH", PATH),
             ("TERM", "linux"),
         ];

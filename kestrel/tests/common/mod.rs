@@ -6,11 +6,12 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     io,
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -35,7 +36,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 use volant_proto::agent::v1::{
     GoingDown, HeartbeatRequest, HeartbeatResponse, HelloRequest, HelloResponse, ReportRequest,
-    ReportResponse, RunConfig, SendLogsRequest, SendLogsResponse, Shutdown, WatchCommandsRequest,
+    ReportResponse, RunConfig, SendLogsRequest, SendLogsResponse, SetClock, Shutdown, WatchCommandsRequest,
     WatchCommandsResponse, Workload,
     agent_host_service_server::{AgentHostService, AgentHostServiceServer},
     going_down::Reason,
@@ -45,6 +46,9 @@ use volant_proto::agent::v1::{
 
 /// A guest reaps all children of its process: one at a time.
 pub static ONE_GUEST: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// What the host gives the agent.
+pub const TOKEN: &[u8] = b"a token of this boot";
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -67,9 +71,22 @@ struct FakeHost {
     facts: mpsc::UnboundedSender<Fact>,
     commands: Arc<Mutex<Option<Commands>>>,
     reads: watch::Sender<bool>,
+    lines_per_stream: u64,
+    /// Somebody said hello by the connection that there is.
+    greeted: Arc<AtomicBool>,
+    /// Somebody has the token.
+    answered: AtomicBool,
 }
 
 impl FakeHost {
+    /// As the real one: whoever did not say hello by this connection is told to.
+    fn admit(&self) -> Result<(), Status> {
+        if self.greeted.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition("say hello first"))
+    }
+
     fn hear(&self, fact: Fact) {
         // A test that ends early does not listen to the end.
         let _ = self.facts.send(fact);
@@ -82,11 +99,18 @@ impl AgentHostService for FakeHost {
         &self,
         request: Request<HelloRequest>,
     ) -> Result<Response<HelloResponse>, Status> {
-        self.hear(Fact::Hello(request.into_inner()));
+        let hello = request.into_inner();
+        let known = hello.token == TOKEN;
+        self.hear(Fact::Hello(hello));
+        if self.answered.load(Ordering::Relaxed) && !known {
+            return Err(Status::permission_denied("this is not the agent's token"));
+        }
+        self.greeted.store(true, Ordering::Relaxed);
         let run_config = Some(self.config.clone()?);
+        self.answered.store(true, Ordering::Relaxed);
         Ok(Response::new(HelloResponse {
             run_config,
-            ..HelloResponse::default()
+            token: TOKEN.to_vec(),
         }))
     }
 
@@ -94,6 +118,7 @@ impl AgentHostService for FakeHost {
         &self,
         request: Request<ReportRequest>,
     ) -> Result<Response<ReportResponse>, Status> {
+        self.admit()?;
         let report = request.into_inner().report.unwrap();
         if matches!(report, Report::WorkloadExited(_)) {
             self.reads.send_replace(true);
@@ -106,6 +131,7 @@ impl AgentHostService for FakeHost {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
+        self.admit()?;
         self.hear(Fact::Heartbeat(request.into_inner()));
         Ok(Response::new(HeartbeatResponse {}))
     }
@@ -114,19 +140,22 @@ impl AgentHostService for FakeHost {
         &self,
         request: Request<Streaming<SendLogsRequest>>,
     ) -> Result<Response<SendLogsResponse>, Status> {
+        self.admit()?;
         self.reads
             .subscribe()
             .wait_for(|reads| *reads)
             .await
             .unwrap();
-        let mut lines = request.into_inner();
-        while let Some(line) = lines.message().await? {
+        let mut stream = request.into_inner();
+        let mut lines = 0;
+        while lines < self.lines_per_stream
+            && let Some(line) = stream.message().await?
+        {
+            lines += 1;
             self.hear(Fact::Line(line));
         }
         self.hear(Fact::LogsEnded);
-        Ok(Response::new(SendLogsResponse {
-            ..SendLogsResponse::default()
-        }))
+        Ok(Response::new(SendLogsResponse { lines }))
     }
 
     type WatchCommandsStream = ReceiverStream<Result<WatchCommandsResponse, Status>>;
@@ -135,6 +164,7 @@ impl AgentHostService for FakeHost {
         &self,
         _: Request<WatchCommandsRequest>,
     ) -> Result<Response<Self::WatchCommandsStream>, Status> {
+        self.admit()?;
         let (sender, receiver) = mpsc::channel(4);
         *self.commands.lock().unwrap() = Some(sender);
         self.hear(Fact::Watching);
@@ -233,6 +263,18 @@ impl Kernel for FakeKernel {
         self.call(format!("signal {signal}"));
         Linux.signal_group(group, signal)
     }
+    fn signal_init(&self, number: i32) -> nix::Result<()> {
+        self.call(format!("signal init {number}"));
+        Ok(())
+    }
+    fn set_clock(&self, time: Duration) -> nix::Result<()> {
+        self.call(format!("clock {}", time.as_nanos()));
+        Ok(())
+    }
+    fn become_program(&self, program: &Path, _: &BTreeMap<String, String>) -> io::Error {
+        self.call(format!("become {}", program.display()));
+        io::ErrorKind::PermissionDenied.into()
+    }
     fn kill_all(&self) {
         self.call("kill all");
     }
@@ -264,6 +306,8 @@ pub struct Behaviour {
     pub refused_dials: usize,
     /// The host reads no line before it knows that the workload has ended.
     pub reads_late: bool,
+    /// The host ends a stream of lines after so many.
+    pub lines_per_stream: u64,
     pub prepared: Result<(), GuestError>,
 }
 
@@ -284,6 +328,7 @@ impl Behaviour {
             }),
             refused_dials: 0,
             reads_late: false,
+            lines_per_stream: u64::MAX,
             prepared: Ok(()),
         }
     }
@@ -306,6 +351,7 @@ pub struct World {
     pub etc: tempfile::TempDir,
     facts: mpsc::UnboundedReceiver<Fact>,
     commands: Arc<Mutex<Option<Commands>>>,
+    greeted: Arc<AtomicBool>,
     connections: Arc<Mutex<Vec<AbortHandle>>>,
     ended: oneshot::Receiver<Ending>,
     server: JoinHandle<()>,
@@ -321,12 +367,16 @@ impl World {
     pub fn begin(behaviour: Behaviour) -> Self {
         let (facts_sender, facts) = mpsc::unbounded_channel();
         let commands = Arc::default();
+        let greeted = Arc::<AtomicBool>::default();
         let (incoming, connections) = mpsc::unbounded_channel();
         let service = FakeHost {
             config: behaviour.config,
             facts: facts_sender,
             commands: Arc::clone(&commands),
             reads: watch::Sender::new(!behaviour.reads_late),
+            lines_per_stream: behaviour.lines_per_stream,
+            greeted: Arc::clone(&greeted),
+            answered: AtomicBool::new(false),
         };
         let server = tokio::spawn(async move {
             Server::builder()
@@ -370,6 +420,7 @@ impl World {
             root: etc.path().to_owned(),
             logs: Arc::new(Logs::default()),
             asks: asks.clone(),
+            sessions: None,
         };
         let (end, ended) = oneshot::channel();
         // The guest's life is not Send, and in a guest it need not be.
@@ -382,6 +433,7 @@ impl World {
             etc,
             facts,
             commands,
+            greeted,
             connections: proxies,
             ended,
             server,
@@ -434,8 +486,19 @@ impl World {
         sender.send(Ok(command)).await.unwrap();
     }
 
-    /// Breaks all connections that there are.
+    pub async fn set_clock(&self, time: Duration) {
+        let command = WatchCommandsResponse {
+            command: Some(Command::SetClock(SetClock {
+                time_unix_ns: time.as_nanos().try_into().unwrap(),
+            })),
+        };
+        let sender = self.commands.lock().unwrap().clone().unwrap();
+        sender.send(Ok(command)).await.unwrap();
+    }
+
+    /// Breaks all connections that there are. Who comes by the next one is not known.
     pub fn break_connections(&self) {
+        self.greeted.store(false, Ordering::Relaxed);
         for connection in self.connections.lock().unwrap().drain(..) {
             connection.abort();
         }
