@@ -5,7 +5,9 @@
 //! machine's console and the agent say goes to standard error then.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,10 +17,12 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use vmd::{
     agent::{self, Agent, Fact, Token},
+    disks::{Disks, with_tools},
     hypervisor::{MachineSpec, Nic, ROOTFS_SERIAL, detect},
     journal::Journal,
     logs::{Labels, Limits, Logs},
 };
+use volant_dbus::registry::{Mount, VmDefinition};
 use volant_proto::agent::v1::{RootFilesystem, RunConfig, Workload};
 use volant_spec::{Resources, config::Vmm};
 
@@ -34,6 +38,18 @@ struct Args {
     rootfs: Option<PathBuf>,
     #[arg(long, default_value = "raw")]
     format: String,
+    /// A disk (ext4) that keeps what is written to the root
+    #[arg(long, requires = "rootfs")]
+    layer: Option<PathBuf>,
+    /// FILE@TARGET: a disk (ext4) that is mounted there
+    #[arg(long, value_parser = at)]
+    volume: Vec<(PathBuf, String)>,
+    /// DIRECTORY@TARGET: a directory of the host that is mounted there
+    #[arg(long, value_parser = at)]
+    share: Vec<(PathBuf, String)>,
+    /// An archive that is appended to the initramfs
+    #[arg(long)]
+    tools: Option<PathBuf>,
     /// Whom the program runs as
     #[arg(long, default_value = "")]
     user: String,
@@ -55,7 +71,51 @@ struct Args {
     program: Vec<String>,
 }
 
+fn at(text: &str) -> Result<(PathBuf, String), String> {
+    let (path, target) = text.split_once('@').ok_or("it has no '@'")?;
+    Ok((path.into(), target.to_owned()))
+}
+
+fn mount(name: String, kind: &str, host_path: &str, target: &str) -> Mount {
+    Mount {
+        name,
+        kind: kind.to_owned(),
+        host_path: host_path.to_owned(),
+        target: target.to_owned(),
+        is_read_only: kind == "share",
+    }
+}
+
 impl Args {
+    /// The disks and shares, as registryd would give them.
+    fn disks(&self) -> Result<Disks> {
+        let mut files = HashMap::new();
+        let mut add = |name: String, path: &PathBuf| {
+            let mut options = File::options();
+            let file = options.read(true).write(true).open(path);
+            files.insert(name, file.with_context(|| path.display().to_string())?);
+            anyhow::Ok(())
+        };
+        if let Some(layer) = &self.layer {
+            add("disk.root".to_owned(), layer)?;
+        }
+        let mut mounts = Vec::new();
+        for (number, (path, target)) in self.volume.iter().enumerate() {
+            add(format!("disk.volume-{number}"), path)?;
+            mounts.push(mount(format!("volume-{number}"), "disk", "", target));
+        }
+        for (number, (path, target)) in self.share.iter().enumerate() {
+            let path = path.display().to_string();
+            mounts.push(mount(format!("share-{number}"), "share", &path, target));
+        }
+        let definition = VmDefinition {
+            is_persistent: self.layer.is_some(),
+            mounts,
+            ..VmDefinition::default()
+        };
+        Ok(Disks::take(&definition, &mut files)?)
+    }
+
     /// What the guest is told; without a program, nothing that it could run.
     fn run_config(&self) -> RunConfig {
         if self.program.is_empty() {
@@ -124,6 +184,13 @@ fn spec(args: &Args, base: &std::path::Path, number: u32) -> Result<MachineSpec>
     let open = |path: &PathBuf| {
         File::open(path).with_context(|| format!("cannot open {}", path.display()))
     };
+    let disks = args.disks()?;
+    let initramfs = args.initramfs.as_ref().map(open).transpose()?;
+    let initramfs = initramfs.map(OwnedFd::from);
+    let initramfs = match &args.tools {
+        Some(tools) => Some(with_tools(initramfs, open(tools)?)?),
+        None => initramfs,
+    };
     let run_dir = base.join(number.to_string());
     fs::create_dir(&run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
     let tap = volant_service::open_tap(&format!("bare{number}")).context("cannot open a tap")?;
@@ -132,15 +199,10 @@ fn spec(args: &Args, base: &std::path::Path, number: u32) -> Result<MachineSpec>
         uuid: format!("00000000-0000-4000-8000-{number:012x}"),
         resources: Resources::new(args.cpus, args.memory)?,
         kernel: open(&args.kernel)?.into(),
-        initramfs: args
-            .initramfs
-            .as_ref()
-            .map(open)
-            .transpose()?
-            .map(Into::into),
+        initramfs,
         rootfs: args.rootfs.as_ref().map(open).transpose()?.map(Into::into),
-        disks: Vec::new(),
-        shares: Vec::new(),
+        disks: disks.specs,
+        shares: disks.shares,
         nic: Some(Nic {
             tap,
             mac: format!("02:00:00:00:00:{number:02x}"),
@@ -164,8 +226,9 @@ async fn one(args: Arc<Args>, spec: MachineSpec, begun: Instant) -> Result<u128>
         labels,
         Limits::default(),
     );
-    let (agent, _commands, mut facts) =
-        Agent::new(args.run_config(), Token::random()?, logs.clone());
+    let mut run_config = args.run_config();
+    args.disks()?.tell(&mut run_config);
+    let (agent, _commands, mut facts) = Agent::new(run_config, Token::random()?, logs.clone());
     let served = tokio::task::spawn_local(agent::serve(listener, agent, logs));
     let choice = detect::choose(Vmm::Auto, &detect::Facts::gather())?;
     let mut machine = choice.hypervisor().launch(spec).await?;

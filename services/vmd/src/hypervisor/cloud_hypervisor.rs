@@ -38,6 +38,7 @@ use super::{
     frames::Frames,
     process::{Exit, Process},
     remove,
+    share::Shares,
 };
 
 const PROGRAM: &str = "cloud-hypervisor";
@@ -65,6 +66,7 @@ impl CloudHypervisor {
 
     fn start(&self, spec: MachineSpec) -> Result<(CloudHypervisorControl, Order), LaunchError> {
         let prepare = |what| move |source| LaunchError::Prepare { what, source };
+        let shares = Shares::start(&spec)?;
         let api_socket = spec.run_dir.join(API_SOCKET);
         let serial = spec.run_dir.join(SERIAL_SOCKET);
         for stale in [&api_socket, &serial, &spec.vsock] {
@@ -105,13 +107,18 @@ impl CloudHypervisor {
                 .iter()
                 .map(|(serial, file, is_read_only)| (serial.as_str(), *file, *is_read_only))
                 .collect(),
-            shares: Vec::new(),
+            shares: shares
+                .0
+                .iter()
+                .map(|share| (share.tag.as_str(), share.socket.as_path()))
+                .collect(),
             serial: &serial,
             cid: spec.cid,
             vsock: &spec.vsock,
         });
         let control = CloudHypervisorControl {
             process: Process::start(PROGRAM, HINT, command)?,
+            shares,
             sockets: [api_socket.clone(), serial.clone(), spec.vsock],
             api: Api::new(api_socket),
             events: Some(Frames::new(events, events::MARK)),
@@ -167,6 +174,7 @@ impl Hypervisor for CloudHypervisor {
 #[derive(Debug)]
 struct CloudHypervisorControl {
     process: Process,
+    shares: Shares,
     /// Removed at the end.
     sockets: [PathBuf; 3],
     api: Api,
@@ -330,6 +338,11 @@ impl Control for CloudHypervisorControl {
                     Event::Other => {}
                 },
                 exit = self.process.wait() => break self.end(exit).await,
+                // A virtiofsd ends with its VMM, and may be seen first.
+                ended = self.shares.wait() => match timeout(COMMAND_DEADLINE, self.process.wait()).await {
+                    Ok(exit) => break self.end(exit).await,
+                    Err(_) => break ended,
+                },
             }
         };
         self.ended = Some(ended.clone());
@@ -339,6 +352,7 @@ impl Control for CloudHypervisorControl {
 
     async fn kill(&mut self) {
         self.process.kill().await;
+        self.shares.kill().await;
         for socket in &self.sockets {
             if let Err(error) = remove(socket) {
                 tracing::warn!("cannot remove {}: {error}", socket.display());

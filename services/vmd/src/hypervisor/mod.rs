@@ -11,9 +11,11 @@ pub mod kernel_image;
 mod process;
 mod qemu;
 mod qmp;
+mod share;
 
 pub use cloud_hypervisor::CloudHypervisor;
 pub use qemu::Qemu;
+pub use share::real_path;
 
 use std::{
     fmt, fs, io,
@@ -226,6 +228,13 @@ pub enum LaunchError {
         program: &'static str,
         act: &'static str,
         message: String,
+    },
+    #[error("cannot share {}; it must be a directory that the VM's user can read", path.display())]
+    Share { path: PathBuf, source: io::Error },
+    #[error("{what} is not possible here: {reason}")]
+    Unsupported {
+        what: &'static str,
+        reason: &'static str,
     },
     #[error("cannot prepare {what}")]
     Prepare {

@@ -30,6 +30,7 @@ use super::{
     detect::Accel,
     process::{Exit, Process},
     qmp::{Qmp, QmpError, Shutdown},
+    share::Shares,
 };
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -79,6 +80,7 @@ impl Qemu {
         &self,
         spec: MachineSpec,
         vsock: OwnedFd,
+        shares: &Shares,
     ) -> Result<(Process, UnixStream, UnixStream), LaunchError> {
         let tsc_khz = self.tsc_khz().await;
         let (console, console_end) = pair("the console")?;
@@ -95,6 +97,11 @@ impl Qemu {
                 (disk.serial, file, disk.is_read_only)
             })
             .collect();
+        let shares = shares.0.iter().map(|share| {
+            let connection = inherit(&mut command, share.connect()?);
+            Ok((share.tag.as_str(), connection))
+        });
+        let shares: Vec<_> = shares.collect::<Result<_, LaunchError>>()?;
         let plan = Plan {
             name: &spec.name,
             uuid: &spec.uuid,
@@ -114,7 +121,13 @@ impl Qemu {
                     is_read_only: *is_read_only,
                 })
                 .collect(),
-            shares: Vec::new(),
+            shares: shares
+                .iter()
+                .map(|(tag, connection)| arguments::Share {
+                    tag,
+                    connection: *connection,
+                })
+                .collect(),
             console: inherit(&mut command, console_end),
             monitor: inherit(&mut command, monitor_end),
             vsock: inherit(&mut command, vsock),
@@ -132,15 +145,17 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Machine, LaunchError> {
+        let mut shares = Shares::start(&spec)?;
         let mut vsock = Vsock::start(&self.vsock, &spec)?;
         let started = match vsock.connect().await {
-            Ok(connection) => self.start(spec, connection).await,
+            Ok(connection) => self.start(spec, connection, &shares).await,
             Err(error) => Err(error),
         };
         let (qemu, console, monitor) = match started {
             Ok(started) => started,
             Err(error) => {
                 vsock.kill().await;
+                shares.kill().await;
                 return Err(error);
             }
         };
@@ -148,6 +163,7 @@ impl Hypervisor for Qemu {
         let mut control = QemuControl {
             qemu,
             vsock,
+            shares,
             qmp: Qmp::new(monitor),
             ended: None,
         };
@@ -168,6 +184,7 @@ impl Hypervisor for Qemu {
 struct QemuControl {
     qemu: Process,
     vsock: Vsock,
+    shares: Shares,
     qmp: Qmp,
     ended: Option<VmmExit>,
 }
@@ -251,12 +268,17 @@ impl Control for QemuControl {
         let first = tokio::select! {
             biased;
             exit = self.qemu.wait() => Ok(exit),
-            exit = self.vsock.process.wait() => Err(exit),
+            exit = self.vsock.process.wait() => Err(self.vsock.process.exit(exit)),
+            ended = self.shares.wait() => Err(ended),
             () = listen => unreachable!("it never ends"),
         };
         let ended = match first {
             Ok(exit) => self.end_of_qemu(exit).await,
-            Err(exit) => self.vsock.process.exit(exit),
+            // A virtiofsd ends with its QEMU, and may be seen first.
+            Err(ended) => match timeout(LAST_WORDS, self.qemu.wait()).await {
+                Ok(exit) => self.end_of_qemu(exit).await,
+                Err(_) => ended,
+            },
         };
         self.ended = Some(ended.clone());
         self.kill().await;
@@ -266,6 +288,7 @@ impl Control for QemuControl {
     async fn kill(&mut self) {
         self.qemu.kill().await;
         self.vsock.kill().await;
+        self.shares.kill().await;
     }
 }
 
