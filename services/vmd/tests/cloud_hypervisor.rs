@@ -31,7 +31,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, time::timeout};
 use vmd::hypervisor::{
-    CloudHypervisor, Hypervisor, LaunchError, Machine, MachineSpec, Nic, VmmExit,
+    CloudHypervisor, Hypervisor, LaunchError, Machine, MachineSpec, Nic, ResizeError, VmmExit,
 };
 use volant_service::Sockets;
 use volant_spec::Resources;
@@ -197,6 +197,35 @@ async fn a_killed_machine_leaves_no_process() {
 }
 
 #[tokio::test]
+async fn a_machine_pauses_goes_on_and_is_resized() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = launch(folder.path(), "waits", None).await.unwrap();
+    let control = &mut machine.control;
+    // The real one refuses to do again what is so already.
+    for _ in 0..2 {
+        control.pause().await.unwrap();
+    }
+    for _ in 0..2 {
+        control.resume().await.unwrap();
+    }
+    let of = |cpus, memory| Resources::new(cpus, memory).unwrap();
+    let boot = of(2, 256);
+    control.resize(boot, of(4, 512)).await.unwrap();
+    control.resize(of(4, 512), of(4, 256)).await.unwrap();
+    for to in [of(9, 256), of(2, 128), of(2, 4096)] {
+        let error = control.resize(boot, to).await.unwrap_err();
+        assert!(matches!(error, ResizeError::Unsupported(_)), "{error}");
+    }
+    // What the machine itself does not allow is told, too.
+    let error = control.resize(boot, of(3, 256)).await.unwrap_err();
+    assert!(
+        error.to_string().contains("did not resize the machine"),
+        "{error}"
+    );
+    machine.control.kill().await;
+}
+
+#[tokio::test]
 async fn a_refusal_is_told_with_its_act_and_its_words() {
     let folder = tempfile::tempdir().unwrap();
     let error = launch(folder.path(), "does not load", None)
@@ -261,6 +290,7 @@ fn the_fake_is_this_test() {
             config: Value::Null,
             serial: None,
             console: None,
+            paused: false,
         }
         .serve(&UnixListener::from(listener));
     }
@@ -271,6 +301,7 @@ struct Fake {
     config: Value,
     serial: Option<UnixListener>,
     console: Option<UnixStream>,
+    paused: bool,
 }
 
 type Answer = Result<(), (u16, &'static str)>;
@@ -343,8 +374,30 @@ impl Fake {
                 self.event("vm", "shutdown");
                 Ok(())
             }
+            "vm.pause" | "vm.resume" if self.paused == (act == "vm.pause") => {
+                Err((500, "[\"invalid state transition\"]"))
+            }
+            "vm.pause" | "vm.resume" => {
+                self.paused = act == "vm.pause";
+                Ok(())
+            }
+            "vm.resize" => self.resize(&json(body)?),
             "vmm.shutdown" => Ok(()),
             _ => Err((404, "no such act")),
+        }
+    }
+
+    /// As the real one, within what it was created with; and by itself it refuses three CPUs.
+    fn resize(&self, wanted: &Value) -> Answer {
+        let number = |pointer| self.config.pointer(pointer).and_then(Value::as_u64);
+        let most = number("/cpus/max_vcpus").unwrap();
+        let room = number("/memory/size").unwrap() + number("/memory/hotplug_size").unwrap();
+        let (cpus, ram) = (&wanted["desired_vcpus"], &wanted["desired_ram"]);
+        let fits = |value: &Value, most| value.as_u64().is_none_or(|value| value <= most);
+        if cpus != 3 && fits(cpus, most) && fits(ram, room) && !(cpus.is_null() && ram.is_null()) {
+            Ok(())
+        } else {
+            Err((500, "[\"invalid resize\"]"))
         }
     }
 

@@ -17,7 +17,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, time::timeout};
 use vmd::hypervisor::{
-    Hypervisor, LaunchError, Machine, MachineSpec, Qemu, VmmExit, detect::Accel,
+    Hypervisor, LaunchError, Machine, MachineSpec, Qemu, ResizeError, VmmExit, detect::Accel,
 };
 use volant_spec::Resources;
 
@@ -46,8 +46,9 @@ echo -n 'first byte' >&$console
 say '{"QMP": {"version": {}, "capabilities": []}}'
 answer
 [ "$guest" = waits ] && answer
+[ "$guest" = pauses ] && { answer; [[ $line = *'"stop"'* ]] && answer && [[ $line = *'"cont"'* ]] || exit 3; }
 case $guest in
-waits | 'powers off') say '{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}' ;;
+waits | pauses | 'powers off') say '{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}' ;;
 resets) say '{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}' ;;
 is\ terminated) say '{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-signal"}}' ;;
 fails) echo 'qemu: cannot go on' >&2; exit 1 ;;
@@ -175,6 +176,18 @@ async fn a_machine_runs_until_its_power_button_is_pressed() {
         error.starts_with("qemu-system-x86_64 did not press the power button: "),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_machine_pauses_and_goes_on_but_is_not_resized() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = launch(folder.path(), "pauses").await.unwrap();
+    let of = |cpus| Resources::new(cpus, 256).unwrap();
+    let error = machine.control.resize(of(2), of(4)).await.unwrap_err();
+    assert!(matches!(error, ResizeError::Unsupported(_)), "{error}");
+    machine.control.pause().await.unwrap();
+    machine.control.resume().await.unwrap();
+    assert_eq!(end(&mut machine).await, VmmExit::GuestPowerOff);
 }
 
 #[tokio::test]
