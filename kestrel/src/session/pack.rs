@@ -41,7 +41,7 @@ pub async fn run(wanted: &PackSession, output: &mut Output) -> Result<Ended, Ref
             buffer: Vec::with_capacity(MAX_PAYLOAD),
             sender,
         };
-        walk::pack(&top, &mut out).and_then(|()| Ok(out.flush()?))
+        walk::pack(&top, &mut out)
     });
     while let Some(chunk) = chunks.recv().await {
         if output.send(&Frame::new(Kind::Output, chunk)).await.is_err() {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     ffi::OsStr,
     fs::{File, Metadata, OpenOptions, ReadDir},
-    io::{self, Seek as _},
+    io::{self, Seek as _, Write as _},
     os::unix::{
         ffi::OsStrExt as _,
         fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
@@ -71,6 +71,7 @@ pub fn pack(top: &Top, out: &mut Chunks) -> Result<(), PackError> {
     };
     packer.all(top)?;
     archive::end(packer.out)?;
+    packer.out.flush()?;
     packer
         .shrunk
         .map_or(Ok(()), |path| Err(PackError::Shrunk(path)))
