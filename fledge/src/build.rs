@@ -182,7 +182,7 @@ fn whole(options: &Options, watch: &mut dyn Watch) -> Result<Built, BuildError> 
         workload,
         network,
         mut warnings,
-    } = image::run(&config, &recipe.workload)?;
+    } = image::run(&config, &recipe.workload, recipe.plugin.init.is_some())?;
     if let Some(program) = workload.entrypoint.first() {
         check::entrypoint(&tree, program)?;
     }

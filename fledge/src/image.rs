@@ -31,11 +31,14 @@ pub enum RunError {
     Workload(#[from] WorkloadError),
 }
 
-/// The image's settings, under those of the recipe.
-pub fn run(config: &ImageConfig, keys: &recipe::Workload) -> Result<Run, RunError> {
+/// The image's settings, under those of the recipe. The image's command is for a guest without an init of its own.
+pub fn run(config: &ImageConfig, keys: &recipe::Workload, has_init: bool) -> Result<Run, RunError> {
     let mut warnings = Vec::new();
-    let entrypoint = command_line(config, keys).ok_or(RunError::NoProgram)?;
-    let mut workload = Workload::new(entrypoint)?;
+    let mut workload = if has_init && keys.entrypoint.is_none() {
+        Workload::none()
+    } else {
+        Workload::new(command_line(config, keys).ok_or(RunError::NoProgram)?)?
+    };
     // As the kernel does with an environment: of two alike, the last counts; what has no '=' is none.
     workload.env = config
         .env
@@ -231,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_the_image_says_is_taken_over() {
-        let run = run(&config(), &recipe::Workload::default()).unwrap();
+        let run = run(&config(), &recipe::Workload::default(), false).unwrap();
         let workload = run.workload;
         assert_eq!(workload.entrypoint, ["/entry", "serve"]);
         assert_eq!(workload.env["A"], "b=c");
@@ -278,7 +281,7 @@ mod tests {
                 user: Some("0".to_owned()),
                 ..recipe::Workload::default()
             };
-            let workload = run(&config(), &keys).unwrap().workload;
+            let workload = run(&config(), &keys, false).unwrap().workload;
             assert_eq!(workload.entrypoint, expected);
             assert_eq!(
                 (workload.env["A"].as_str(), workload.env["PATH"].as_str()),
@@ -289,13 +292,27 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_with_an_init_of_its_own_runs_not_the_images_command() {
+        let keys = recipe::Workload::default();
+        let workload = run(&config(), &keys, true).unwrap().workload;
+        assert!(workload.entrypoint.is_empty());
+        assert_eq!(workload.env["PATH"], "/bin");
+        let keys = recipe::Workload {
+            entrypoint: Some(vec!["/mine".to_owned()]),
+            ..keys
+        };
+        let workload = run(&config(), &keys, true).unwrap().workload;
+        assert_eq!(workload.entrypoint, ["/mine"]);
+    }
+
+    #[test]
     fn an_image_without_a_program_needs_one_from_the_recipe() {
         let config = ImageConfig {
             entrypoint: Vec::new(),
             cmd: Vec::new(),
             ..config()
         };
-        let error = run(&config, &recipe::Workload::default())
+        let error = run(&config, &recipe::Workload::default(), false)
             .unwrap_err()
             .to_string();
         assert!(error.contains("names no program"), "{error}");
@@ -321,7 +338,7 @@ mod tests {
                 exposed_ports: Vec::new(),
                 ..config()
             };
-            let run = run(&config, &recipe::Workload::default()).unwrap();
+            let run = run(&config, &recipe::Workload::default(), false).unwrap();
             assert_eq!(run.workload.health_check, None);
             assert_eq!(run.warnings.len(), warned, "{:?}", run.warnings);
         }

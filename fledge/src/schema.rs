@@ -2,7 +2,7 @@
 
 use schemars::Schema;
 use serde_json::Value;
-use volant_spec::{Manifest, index::Index};
+use volant_spec::{Manifest, VmConfig, index::Index};
 
 use crate::recipe::Recipe;
 
@@ -15,10 +15,12 @@ pub enum Document {
     Manifest,
     /// An index of plugins
     Index,
+    /// A VM's own configuration
+    VmConfig,
 }
 
 impl Document {
-    pub const ALL: [Self; 3] = [Self::Recipe, Self::Manifest, Self::Index];
+    pub const ALL: [Self; 4] = [Self::Recipe, Self::Manifest, Self::Index, Self::VmConfig];
 
     /// The schema's file name in `docs/schemas`.
     #[must_use]
@@ -27,6 +29,7 @@ impl Document {
             Self::Recipe => "fledge-toml-v1.json",
             Self::Manifest => "plugin-manifest-v1.json",
             Self::Index => "plugin-index-v1.json",
+            Self::VmConfig => "vm-config-v1.json",
         }
     }
 
@@ -37,6 +40,7 @@ impl Document {
             Self::Recipe => Recipe::schema(),
             Self::Manifest => schemars::schema_for!(Manifest),
             Self::Index => schemars::schema_for!(Index),
+            Self::VmConfig => schemars::schema_for!(VmConfig),
         };
         let schema = sorted(schema.to_value());
         let mut text =

@@ -39,7 +39,10 @@ pub fn manifest(
     manifest.description.clone_from(&plugin.description);
     manifest.runtime.clone_from(&plugin.runtime);
     manifest.openapi.clone_from(&plugin.openapi);
+    manifest.init.clone_from(&plugin.init);
     manifest.resources = recipe.resources;
+    manifest.limits = recipe.limits;
+    manifest.root_disk = recipe.root_disk;
     manifest.network = recipe.network.clone().or(network);
     manifest.cloud_init = recipe
         .cloud_init

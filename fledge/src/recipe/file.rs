@@ -11,6 +11,7 @@ use volant_spec::{
         Version, WorkloadError,
     },
     schema,
+    vm_config::{Limits, Rlimit, RootDisk, check_init, check_limits, check_size},
 };
 
 use super::mapping::{Dest, FileMapping};
@@ -39,6 +40,12 @@ pub(super) struct File {
     #[serde(default, deserialize_with = "workload")]
     pub workload: Option<Workload>,
     pub resources: Option<PartialResources>,
+    /// What a VM's control group allows, unless the VM says otherwise.
+    #[serde(default, deserialize_with = "limits")]
+    pub limits: Limits,
+    /// The disk that keeps what a VM writes to its root; for `oci_rootfs` alone. In memory when absent.
+    #[serde(default, deserialize_with = "root_disk")]
+    pub root_disk: Option<RootDisk>,
     pub network: Option<Network>,
     /// As in `[workload]`; in one of the two places.
     pub health_check: Option<HealthCheck>,
@@ -72,6 +79,10 @@ pub struct Plugin {
     pub kernel: Option<Kernel>,
     /// Where the workload's OpenAPI document is: a URL, or a path in the guest.
     pub openapi: Option<String>,
+    /// The root's own program that becomes PID 1 in the guest: `/sbin/init`. The image's command is not run then; one in
+    /// `[workload]` is.
+    #[serde(default, deserialize_with = "init")]
+    pub init: Option<String>,
 }
 
 /// How the plugin's root reaches the guest.
@@ -189,6 +200,9 @@ pub struct Workload {
     pub stop_grace_ms: Option<u32>,
     pub restart: Option<Restart>,
     pub health_check: Option<HealthCheck>,
+    /// Resource limits by name, `nofile = { soft = 1024, hard = 4096 }`; one that is absent is none.
+    #[serde(default)]
+    pub rlimits: BTreeMap<String, Rlimit>,
     /// Directories that hold data, beside the image's.
     #[serde(default)]
     pub volumes: Vec<String>,
@@ -264,6 +278,26 @@ fn workload<'de, D: serde::Deserializer<'de>>(
     Ok(Some(given))
 }
 
+fn limits<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
+    let limits = Limits::deserialize(deserializer)?;
+    check_limits(&limits).map_err(serde::de::Error::custom)?;
+    Ok(limits)
+}
+
+fn root_disk<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<RootDisk>, D::Error> {
+    let disk = RootDisk::deserialize(deserializer)?;
+    check_size("size_mb", disk.size_mb).map_err(serde::de::Error::custom)?;
+    Ok(Some(disk))
+}
+
+fn init<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let init = String::deserialize(deserializer)?;
+    check_init(&init).map_err(serde::de::Error::custom)?;
+    Ok(Some(init))
+}
+
 impl Workload {
     /// These keys over another workload's values, but for the command line.
     ///
@@ -272,6 +306,11 @@ impl Workload {
     pub fn over(&self, below: &spec::Workload) -> Result<spec::Workload, WorkloadError> {
         let mut workload = below.clone();
         workload.env.extend(self.env.clone());
+        workload.rlimits.extend(
+            self.rlimits
+                .iter()
+                .map(|(name, limit)| (name.clone(), *limit)),
+        );
         for volume in &self.volumes {
             if !workload.volumes.contains(volume) {
                 workload.volumes.push(volume.clone());

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use volant_spec::{
     Resources,
     manifest::{Action, Devices, Network},
+    vm_config::{Limits, RootDisk},
 };
 
 pub use file::{
@@ -28,6 +29,8 @@ pub struct Recipe {
     pub mappings: Vec<FileMapping>,
     pub workload: Workload,
     pub resources: Option<Resources>,
+    pub limits: Limits,
+    pub root_disk: Option<RootDisk>,
     pub network: Option<Network>,
     pub cloud_init: Option<CloudInit>,
     pub devices: Option<Devices>,
@@ -113,6 +116,10 @@ pub enum RecipeError {
         "plugin.kernel \"bzimage\" has an initramfs in it already; use \"vmlinux\" for the strategy \"initramfs\""
     )]
     Bzimage,
+    #[error(
+        "[root_disk] is for the strategy \"oci_rootfs\"; the root of an initramfs is in memory"
+    )]
+    RootDisk,
 }
 
 impl Recipe {
@@ -138,14 +145,17 @@ impl Recipe {
         {
             return Err(RecipeError::Bzimage);
         }
-        let mut workload = match (file.workload, root.source()) {
-            (Some(workload), _) => workload,
-            (None, Some(_)) => Workload::default(),
-            (None, None) => return Err(RecipeError::NoWorkload),
-        };
-        if workload.entrypoint.is_none() && root.source().is_none() {
+        if matches!(root, Root::Initramfs(_)) && file.root_disk.is_some() {
+            return Err(RecipeError::RootDisk);
+        }
+        let has_program = file
+            .workload
+            .as_ref()
+            .is_some_and(|workload| workload.entrypoint.is_some());
+        if !has_program && file.plugin.init.is_none() && root.source().is_none() {
             return Err(RecipeError::NoWorkload);
         }
+        let mut workload = file.workload.unwrap_or_default();
         if let Some(check) = file.health_check {
             if workload.health_check.is_some() {
                 return Err(RecipeError::TwoHealthChecks);
@@ -164,6 +174,8 @@ impl Recipe {
             mappings: file.file_mappings.into_iter().chain(short).collect(),
             workload,
             resources: file.resources.map(|partial| partial.0),
+            limits: file.limits,
+            root_disk: file.root_disk,
             network: file.network,
             cloud_init: file.cloud_init,
             devices: file.devices,
@@ -309,8 +321,13 @@ busybox = "./busybox"
 [workload]
 args = ["-x"]
 env = {{ A = "b" }}
+rlimits = {{ nofile = {{ soft = 1, hard = 2 }} }}
 user = "www-data"
 restart = "always"
+[root_disk]
+size_mb = 1024
+[limits]
+cpu_quota_percent = 150
 [network]
 ports = [{{ port = 80 }}]
 [health_check]
@@ -330,6 +347,18 @@ team = "web"
         assert!(recipe.workload.health_check.is_some());
         assert_eq!(recipe.base.busybox, Busybox::Path("./busybox".into()));
         assert!(recipe.cloud_init.unwrap().user_data.is_some());
+        assert_eq!(recipe.root_disk.unwrap().size_mb, 1024);
+        assert_eq!(recipe.limits.cpu_quota_percent, Some(150));
+        assert_eq!(recipe.workload.rlimits["nofile"].hard, Some(2));
+    }
+
+    #[test]
+    fn a_guest_with_an_init_of_its_own_needs_no_program() {
+        let files = QUICK_START.split("[workload]").next().unwrap();
+        let files = files.replace("\n[[file", "init = \"/sbin/init\"\n[[file");
+        let recipe = Recipe::parse(&files).unwrap();
+        assert_eq!(recipe.plugin.init.as_deref(), Some("/sbin/init"));
+        assert_eq!(recipe.workload, Workload::default());
     }
 
     #[test]
@@ -380,6 +409,20 @@ team = "web"
             (
                 QUICK_START.replace("entrypoint =", "args ="),
                 "no [workload]",
+            ),
+            (
+                format!("{QUICK_START}[root_disk]\nsize_mb = 64"),
+                "root of an initramfs is in memory",
+            ),
+            (image("[root_disk]\nsize_mb = 1"), "size_mb 1"),
+            (image("[limits]\ncpu_weight = 0"), "limits.cpu_weight 0"),
+            (
+                image("[workload.rlimits]\nfiles = {}"),
+                "rlimits has 'files'",
+            ),
+            (
+                FROM_AN_IMAGE.replace("[oci_source]", "init = \"init\"\n[oci_source]"),
+                "init 'init'",
             ),
         ];
         for (text, expected) in cases {

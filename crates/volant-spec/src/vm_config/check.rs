@@ -223,7 +223,9 @@ fn check_volumes(volumes: &[Volume]) -> Result<(), VmConfigError> {
     Ok(())
 }
 
-pub(crate) fn check_limits(limits: &Limits) -> Result<(), VmConfigError> {
+/// # Errors
+/// The first limit that is out of range.
+pub fn check_limits(limits: &Limits) -> Result<(), VmConfigError> {
     if let Some(percent) = outside(limits.cpu_quota_percent, 1, MAX_CPU_QUOTA_PERCENT) {
         return Err(VmConfigError::CpuQuota(percent));
     }
@@ -239,7 +241,9 @@ pub(crate) fn check_limits(limits: &Limits) -> Result<(), VmConfigError> {
     Ok(())
 }
 
-pub(crate) fn check_rlimits(rlimits: &BTreeMap<String, Rlimit>) -> Result<(), VmConfigError> {
+/// # Errors
+/// The first name that is none of [`RLIMITS`], or limits in the wrong order.
+pub fn check_rlimits(rlimits: &BTreeMap<String, Rlimit>) -> Result<(), VmConfigError> {
     for (name, limit) in rlimits {
         if !RLIMITS.contains(&name.as_str()) {
             return Err(VmConfigError::Rlimit(shortened(name)));
@@ -252,7 +256,11 @@ pub(crate) fn check_rlimits(rlimits: &BTreeMap<String, Rlimit>) -> Result<(), Vm
     Ok(())
 }
 
-pub(crate) fn check_size(field: &str, size: u32) -> Result<(), VmConfigError> {
+/// The size of a disk, in MiB.
+///
+/// # Errors
+/// It is out of range; `field` is named.
+pub fn check_size(field: &str, size: u32) -> Result<(), VmConfigError> {
     match outside(Some(size), MIN_DISK_MB, MAX_DISK_MB) {
         None => Ok(()),
         Some(size) => Err(VmConfigError::Size {
@@ -276,7 +284,10 @@ pub(crate) fn check_target(field: &str, target: &Path) -> Result<(), VmConfigErr
 }
 
 /// A program in the guest that can be PID 1.
-pub(crate) fn check_init(init: &str) -> Result<(), VmConfigError> {
+///
+/// # Errors
+/// It is no absolute path of a file.
+pub fn check_init(init: &str) -> Result<(), VmConfigError> {
     check_path("init", init)?;
     if init.ends_with('/') {
         return Err(VmConfigError::Path {

@@ -17,10 +17,11 @@ use crate::{
     manifest::{CloudInit, Devices, HealthCheck, NetworkMode, Restart},
 };
 
+pub(crate) use check::check_target;
 pub use check::{
-    MAX_CPU_QUOTA_PERCENT, MAX_DISK_MB, MAX_MOUNTS, MAX_WEIGHT, MIN_DISK_MB, RLIMITS, VmConfigError,
+    MAX_CPU_QUOTA_PERCENT, MAX_DISK_MB, MAX_MOUNTS, MAX_WEIGHT, MIN_DISK_MB, RLIMITS,
+    VmConfigError, check_init, check_limits, check_rlimits, check_size,
 };
-pub(crate) use check::{check_init, check_limits, check_rlimits, check_size, check_target};
 pub use effective::{ConfigConflict, Effective, Image};
 pub use patch::PatchError;
 pub use secret::{MAX_SECRET_BYTES, MAX_SECRETS_BYTES, SecretName, SecretNameError};
