@@ -20,8 +20,11 @@ struct Args {
     #[arg(long, value_name = "FILE", default_value = config::PATH)]
     config: PathBuf,
     /// A folder of this unit's alone; the VM's is made below it.
-    #[arg(long, value_name = "FOLDER", default_value = "/run/volant/vm")]
+    #[arg(long, value_name = "FOLDER", default_value = "/run/volant/private")]
     run_dir: PathBuf,
+    /// The folder of all VMs' sockets for the host; this VM's are in NAME below it.
+    #[arg(long, value_name = "FOLDER", default_value = "/run/volant/vm")]
+    socket_dir: PathBuf,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -29,6 +32,7 @@ fn main() -> anyhow::Result<ExitCode> {
         name,
         config,
         run_dir,
+        socket_dir,
     } = Args::parse();
     volant_service::init_logging().context("cannot reach the journal")?;
     // One thread: identity and capabilities are a thread's, and a VMM dies with the thread that started it.
@@ -40,6 +44,7 @@ fn main() -> anyhow::Result<ExitCode> {
         name,
         config,
         run_dir,
+        socket_dir,
     };
     let code = match runtime.block_on(unit::run(&settings)) {
         Ok(ended) => ended.exit_code(),

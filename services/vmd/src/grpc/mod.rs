@@ -17,11 +17,7 @@ pub use moving::{Mover, Moving};
 pub use parked::{Parked, Program};
 pub use serving::Serving;
 
-use std::{
-    fs, io,
-    os::unix::{fs::PermissionsExt, net::UnixListener as StdUnixListener},
-    path::{Path, PathBuf},
-};
+use std::{io, os::unix::net::UnixListener as StdUnixListener};
 
 use tokio::{net::UnixListener, sync::mpsc};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -46,8 +42,6 @@ use crate::{
     session::{Session, Sessions},
 };
 
-/// The socket's name in the VM's folder, `/run/volant/vm/NAME`.
-pub const SOCKET: &str = "vmd.sock";
 /// The longest message of a client.
 const MAX_MESSAGE: usize = 1024 * 1024;
 /// Calls of one client connection at once: more than there are sessions.
@@ -63,35 +57,6 @@ pub struct Service {
     console: Hub,
     parked: Parked,
     moving: Moving,
-}
-
-/// Why nobody listens.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen for clients on {}", path.display())]
-pub struct ListenError {
-    path: PathBuf,
-    source: io::Error,
-}
-
-/// Listens on `path` for clients; an old socket is replaced. Its group may connect, others may not.
-///
-/// # Errors
-/// The socket cannot be made.
-pub fn listen(path: &Path) -> Result<StdUnixListener, ListenError> {
-    let make = || {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = StdUnixListener::bind(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    make().map_err(|source| ListenError {
-        path: path.to_owned(),
-        source,
-    })
 }
 
 impl Service {

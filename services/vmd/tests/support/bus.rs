@@ -83,6 +83,8 @@ impl Bus {
             .arg(config)
             .arg("--run-dir")
             .arg(self.folder.path().join("run"))
+            .arg("--socket-dir")
+            .arg(self.folder.path().join("sockets"))
             .env("DBUS_SYSTEM_BUS_ADDRESS", self.address())
             .env("NOTIFY_SOCKET", &path)
             .env_remove("JOURNAL_STREAM")

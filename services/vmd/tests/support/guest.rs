@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use vmd::{
     agent::Token,
     console::Hub,
-    grpc::{self, Mover, Parked, Service},
+    grpc::{Mover, Parked, Service},
     handle::{Asks, Handle},
     live::Live,
 };
@@ -131,7 +131,7 @@ impl Face {
         let parked = Parked::default();
         let (mover, moving) = Mover::new();
         let socket = folder.path().join("vmd.sock");
-        let listener = grpc::listen(&socket).unwrap();
+        let listener = listen(&socket);
         let service = Service::new(handle, hub.clone(), parked.clone(), moving);
         tokio::spawn(service.serve(listener, std::future::pending()));
         Self {
@@ -162,7 +162,7 @@ impl Face {
         let (handle, asks) = Handle::new(self.live.subscribe(), vsock, Token::known(TOKEN));
         self.asks = asks;
         self.socket = self.folder.path().join("vmd2.sock");
-        let listener = grpc::listen(&self.socket).unwrap();
+        let listener = listen(&self.socket);
         let service = Service::new(handle, self.hub.clone(), self.parked.clone(), moving);
         tokio::spawn(service.serve(listener, std::future::pending()));
     }
@@ -181,4 +181,10 @@ pub async fn client(socket: PathBuf) -> VmServiceClient<Channel> {
         .initial_stream_window_size(64 * 1024)
         .initial_connection_window_size(64 * 1024);
     VmServiceClient::new(endpoint.connect_with_connector(connect).await.unwrap())
+}
+
+fn listen(socket: &Path) -> std::os::unix::net::UnixListener {
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
 }
