@@ -22,7 +22,7 @@ pub mod systemd;
 pub mod view;
 pub mod vmd;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,7 @@ struct Inner {
     systemd: Systemd,
     vmds: Vmds,
     journal: Journal,
+    unit_control: PathBuf,
     events: Events,
     idle: Idle,
     deletions: Deletions,
@@ -65,6 +66,8 @@ pub struct Parts {
     pub systemd: Systemd,
     pub vmds: Vmds,
     pub journal: Journal,
+    /// Where systemd keeps what is set of units until the next boot: `/run/systemd/system.control`.
+    pub unit_control: PathBuf,
     pub idle: Idle,
 }
 
@@ -84,6 +87,7 @@ impl Gateway {
             systemd,
             vmds,
             journal,
+            unit_control,
             idle,
         } = parts;
         Self(Arc::new(Inner {
@@ -92,6 +96,7 @@ impl Gateway {
             systemd,
             vmds,
             journal,
+            unit_control,
             events: Events::new(),
             idle,
             deletions: Deletions::default(),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! create   registryd CreateVm ─▶ (enable) ─▶ start        a start that fails: deleted again
-//! delete   registryd DeleteVm (a tombstone) ─▶ stop ─▶ (disable) ─▶ ipamd ReleaseLease ─▶ registryd PurgeVm
+//! delete   registryd DeleteVm (a tombstone) ─▶ stop ─▶ (disable, forget) ─▶ ipamd ReleaseLease ─▶ registryd PurgeVm
 //! ```
 //! A deletion that is cut off anywhere is finished at the next start: its tombstone is still there.
 
@@ -251,6 +251,7 @@ impl Gateway {
         if self.systemd().unit(&unit).await?.enabled {
             self.change_boot(name, AtBoot::Leave).await?;
         }
+        self.forget(name).await;
         self.ipam().release(name).await?;
         self.registry().purge_vm(name).await?;
         self.events().tell(name.as_str(), "deleted");
@@ -401,6 +402,23 @@ impl Gateway {
                 "VM {name} was stopped {STOPS} times, and something started it again each time"
             ),
         ))
+    }
+
+    /// Removes what the VM's supervisor set of its unit, if it set anything. What stays is set again by the next VM of that
+    /// name: no reason not to delete this one.
+    async fn forget(&self, name: &Name) {
+        let drop_ins = self.0.unit_control.join(format!("{}.d", unit::vm(name)));
+        if !drop_ins.exists() {
+            return;
+        }
+        let unit = format!("volant-vm-forget@{name}.service");
+        match self.systemd().carry_out(Change::Start, &unit).await {
+            Ok(JobResult::Done) => {}
+            Ok(JobResult::Canceled | JobResult::Failed(_)) => {
+                tracing::warn!("what was set of VM {name} is left; see: journalctl -u {unit}");
+            }
+            Err(error) => tracing::warn!("what was set of VM {name} is left: {error}"),
+        }
     }
 
     /// By a unit of root's that can do nothing else: this service may not change unit files.

@@ -29,6 +29,9 @@ struct Args {
     /// What reads the journal.
     #[arg(long, default_value = "journalctl")]
     journalctl: PathBuf,
+    /// Where systemd keeps what is set of units until the next boot.
+    #[arg(long, default_value = "/run/systemd/system.control")]
+    unit_control: PathBuf,
     /// Seconds without a request after which the service exits; 0 means never.
     #[arg(long, default_value_t = 60)]
     idle_sec: u64,
@@ -52,6 +55,7 @@ async fn main() -> anyhow::Result<()> {
         systemd,
         vmds: Vmds::at(&args.vms),
         journal: Journal::by(args.journalctl),
+        unit_control: args.unit_control,
         idle: idle.clone(),
     });
     let ending = gateway.ending().clone();

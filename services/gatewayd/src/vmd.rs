@@ -3,10 +3,16 @@
 //! Each session has a connection of its own: one that nobody reads holds up itself alone.
 
 use std::{
+    io,
+    net::Shutdown,
+    ops::{Deref, DerefMut},
+    os::unix::net::UnixStream as StdStream,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
@@ -19,8 +25,38 @@ use volant_spec::{Name, unit};
 
 use crate::{Gateway, Kind, Problem};
 
-/// A client of one supervisor.
-pub type Client = VmServiceClient<Channel>;
+/// A client of one supervisor. When it is dropped its connection is cut off at once: a stream of requests that was not ended
+/// then never looks as if it were.
+#[derive(Debug)]
+pub struct Client {
+    grpc: VmServiceClient<Channel>,
+    _connection: CutOff,
+}
+
+/// The connection's socket.
+#[derive(Debug)]
+struct CutOff(StdStream);
+
+impl Drop for CutOff {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl Deref for Client {
+    type Target = VmServiceClient<Channel>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.grpc
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.grpc
+    }
+}
 
 /// What a connection may take; the socket is there or not.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -45,17 +81,42 @@ impl Vmds {
     ///
     /// # Errors
     /// Nobody listens.
-    pub async fn connect(&self, name: &Name) -> Result<Client, tonic::transport::Error> {
+    pub async fn connect(&self, name: &Name) -> Result<Client, ConnectError> {
         let socket = self.0.join(name.as_str()).join("vmd.sock");
-        let channel = Endpoint::from_shared(format!("unix://{}", socket.display()))
-            .expect("any text after unix:// is a path")
-            .connect_timeout(CONNECT)
+        let stream = tokio::time::timeout(CONNECT, UnixStream::connect(&socket)).await;
+        let stream = stream.map_err(|_| ConnectError::Slow)??;
+        let stream = stream.into_std()?;
+        let cut_off = CutOff(stream.try_clone()?);
+        let stream = UnixStream::from_std(stream)?;
+        let mut once = Some(stream);
+        let connector = tower::service_fn(move |_| {
+            // A connection that broke is not made again: its session is over.
+            let stream = once
+                .take()
+                .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+            std::future::ready(stream.map(TokioIo::new))
+        });
+        let channel = Endpoint::from_static("http://vmd.sock")
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
-            .connect()
+            .connect_with_connector(connector)
             .await?;
-        Ok(Client::new(channel).max_decoding_message_size(MAX_MESSAGE))
+        Ok(Client {
+            grpc: VmServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            _connection: cut_off,
+        })
     }
+}
+
+/// A supervisor cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("it does not take the connection in time")]
+    Slow,
+    #[error("nobody takes the connection")]
+    Io(#[from] io::Error),
+    #[error("it does not speak HTTP/2")]
+    Http(#[from] tonic::transport::Error),
 }
 
 impl Gateway {
@@ -71,7 +132,7 @@ impl Gateway {
     }
 
     /// Why a supervisor could not be reached.
-    async fn unconnected(&self, name: &Name, error: &tonic::transport::Error) -> Problem {
+    async fn unconnected(&self, name: &Name, error: &ConnectError) -> Problem {
         if let Err(problem) = self.registry().vm(name).await {
             return problem;
         }

@@ -71,19 +71,24 @@ pub async fn pack(
     };
     let vm = name.clone();
     let pieces = packed.filter_map(move |piece| {
-        let piece = match piece {
-            Ok(PackResponse {
-                message: Some(Packed::Chunk(bytes)),
-            }) => Some(Ok(Bytes::from(bytes))),
-            Ok(_) => None,
-            Err(status) => {
-                tracing::warn!("files of VM {vm} are cut off: {status}");
-                Some(Err(status))
-            }
-        };
         // Both live as long as the body.
         let _held = (&place, &client);
-        std::future::ready(piece)
+        if let Err(status) = &piece {
+            tracing::warn!("files of VM {vm} are cut off: {status}");
+        }
+        async {
+            match piece {
+                Ok(PackResponse {
+                    message: Some(Packed::Chunk(bytes)),
+                }) => Some(Ok(Bytes::from(bytes))),
+                Ok(_) => None,
+                Err(status) => {
+                    // What came before is sent first: an error cuts off what waits to be written, too.
+                    tokio::task::yield_now().await;
+                    Some(Err(status))
+                }
+            }
+        }
     });
     let size = HeaderValue::from(about.size);
     let is_directory = HeaderValue::from_static(if about.is_directory { "true" } else { "false" });
@@ -119,7 +124,6 @@ pub async fn unpack(
     let mut body = request.into_body().into_data_stream();
     let answer = {
         let (parts, sent) = mpsc::channel(AHEAD);
-        // Before `parts` is dropped, which would look like the archive's end.
         let call = client.unpack(ReceiverStream::new(sent));
         tokio::pin!(call);
         let answer = tokio::select! {

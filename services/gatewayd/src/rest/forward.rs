@@ -81,6 +81,7 @@ async fn carry_out(
         }
     };
     let mut asks = Some(asks);
+    let mut ended = false;
     let mut waiting: Option<Bytes> = None;
     loop {
         let next = async {
@@ -100,11 +101,18 @@ async fn carry_out(
                 match message {
                     Ok(Some(ConnectResponse { message })) => match message {
                         Some(Told::Connected(_)) => room.text(&Word::Connected(true)),
+                        // The guest's side ended; the client may go on.
+                        Some(Told::Data(data)) if data.is_empty() => {
+                            ended = true;
+                            room.text(&Word::End(true));
+                        }
                         Some(Told::Data(data)) => out.data(room, &[], data).await,
                         None => {}
                     },
                     Ok(None) => {
-                        room.text(&Word::End(true));
+                        if !ended {
+                            room.text(&Word::End(true));
+                        }
                         return End::Done;
                     }
                     Err(status) => {

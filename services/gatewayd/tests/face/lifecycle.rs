@@ -30,6 +30,9 @@ async fn a_created_vm_is_answered_once_it_runs() {
         "unit": UNIT, "enabled": false, "agent_version": null,
         "memory_total_kib": null, "memory_available_kib": null, "agent_resident_kib": 3072,
         "ready_since": "2023-11-14T22:13:20.123Z", "deleting": false, "restarts": 0,
+        "paused": false, "health": null, "ended": null, "exit_code": null,
+        "config_version": 1, "running_config_version": 1, "restart_required": false,
+        "reboots": 0, "workload_restarts": 0, "generation": 1, "secrets": [],
     });
     assert_eq!(answer.json(), expected);
     assert_eq!(setup.get("/api/v1/vms/web").await.json(), expected);
@@ -394,4 +397,21 @@ async fn deletions_are_tried_again_when_registryd_is_not_up_to_it_yet() {
         setup.world.lock().vms.is_empty()
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_was_set_of_a_deleted_vms_unit_is_forgotten_where_something_was() {
+    let setup = Setup::new().await;
+    for name in ["web", "db"] {
+        setup.world.lock().vm(name, false);
+    }
+    let control = setup.dir.path().join("system.control");
+    std::fs::create_dir_all(control.join("volant-vm@web.service.d")).unwrap();
+    for name in ["web", "db"] {
+        let answer = setup.delete(&format!("/api/v1/vms/{name}")).await;
+        assert_eq!(answer.status.as_u16(), 204);
+    }
+    let calls = setup.systemd.calls();
+    let forgotten: Vec<_> = calls.iter().filter(|call| call.contains("forget")).collect();
+    assert_eq!(forgotten, ["start volant-vm-forget@web.service"]);
 }

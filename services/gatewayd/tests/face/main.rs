@@ -3,12 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod client;
+mod config;
+mod files;
 mod lifecycle;
+mod logs;
 mod plugins;
 mod refusals;
 mod service;
 mod services;
+mod sessions;
 mod systemd;
+mod vmd;
+mod watching;
 mod world;
 
 use std::{path::PathBuf, time::Duration};
@@ -22,6 +28,7 @@ use volant_service::Idle;
 
 use services::Process;
 use systemd::FakeSystemd;
+use vmd::FakeVmd;
 use world::World;
 
 /// All of it, running.
@@ -37,7 +44,7 @@ pub struct Setup {
     pub serving: JoinHandle<()>,
     pub end: Option<oneshot::Sender<()>>,
     _bus: zbus::Connection,
-    _dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 impl Setup {
@@ -65,6 +72,7 @@ impl Setup {
             systemd,
             vmds: Vmds::at(&at("vm")),
             journal: Journal::by(at("journalctl")),
+            unit_control: at("system.control"),
             idle: idle.clone(),
         });
         let socket = at("api.sock");
@@ -97,8 +105,21 @@ impl Setup {
             serving,
             end: Some(end),
             _bus: server,
-            _dir: dir,
+            dir,
         }
+    }
+
+    /// A VM that runs, and its supervisor.
+    pub fn running(&self, name: &str) -> (FakeVmd, Process) {
+        self.world.lock().vm(name, false);
+        let unit = format!("volant-vm@{name}.service");
+        self.systemd.set(&unit, systemd::Unit::new("active"));
+        let folder = self.dir.path().join("vm").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let vmd = FakeVmd::default();
+        let mut process = Process::listen(&folder.join("vmd.sock"));
+        process.run_vmd(vmd.clone());
+        (vmd, process)
     }
 }
 

@@ -16,7 +16,12 @@ use volant_proto::{
     },
 };
 
-use crate::world::{World, digest};
+use volant_proto::vm::v1::vm_service_server::VmServiceServer;
+
+use crate::{
+    vmd::FakeVmd,
+    world::{World, digest},
+};
 
 /// A service's processes: what can be killed while its socket stays.
 #[derive(Debug)]
@@ -44,6 +49,10 @@ impl Process {
     pub fn run_ipam(&mut self, world: World) {
         let service = ipam_server::IpamServiceServer::new(Ipam(world));
         self.run(Server::builder().add_service(service));
+    }
+
+    pub fn run_vmd(&mut self, vmd: FakeVmd) {
+        self.run(Server::builder().add_service(VmServiceServer::new(vmd)));
     }
 
     fn run(&mut self, router: tonic::transport::server::Router) {
@@ -354,7 +363,18 @@ impl RegistryService for Registry {
         }
         let mut vm = state.vm(&new.name, false);
         vm.plugin_version = plugin.version;
-        state.vms.insert(new.name, vm.clone());
+        for secret in new.secrets {
+            vm.secrets.push(secret.name.clone());
+            state
+                .secrets
+                .insert((new.name.clone(), secret.name), secret.value);
+        }
+        state.vms.insert(new.name.clone(), vm.clone());
+        if !new.config.is_empty() {
+            state.configs.remove(&new.name);
+            state.config(&new.name, &new.config, "created");
+            vm = state.vms[&new.name].clone();
+        }
         Ok(Response::new(wire::CreateVmResponse { vm: Some(vm) }))
     }
 
@@ -414,37 +434,85 @@ impl RegistryService for Registry {
 
     async fn get_vm_config(
         &self,
-        _: Request<wire::GetVmConfigRequest>,
+        request: Request<wire::GetVmConfigRequest>,
     ) -> Result<Response<wire::GetVmConfigResponse>, Status> {
-        Err(Status::unimplemented("get_vm_config"))
+        let request = request.into_inner();
+        let state = self.0.lock();
+        let versions = state.configs.get(&request.name);
+        let versions = versions.ok_or_else(|| no_vm(&request.name))?;
+        let config = match request.version {
+            0 => versions.last(),
+            version => versions.get(version as usize - 1),
+        };
+        let config = config.ok_or_else(|| Status::not_found("there is no such version"))?;
+        Ok(Response::new(wire::GetVmConfigResponse {
+            config: Some(config.clone()),
+            effective: br#"{"cpu_cores":1}"#.to_vec(),
+        }))
     }
 
     async fn set_vm_config(
         &self,
-        _: Request<wire::SetVmConfigRequest>,
+        request: Request<wire::SetVmConfigRequest>,
     ) -> Result<Response<wire::SetVmConfigResponse>, Status> {
-        Err(Status::unimplemented("set_vm_config"))
+        let request = request.into_inner();
+        let mut state = self.0.lock();
+        state.asked(format!(
+            "SetVmConfig {} after {}",
+            request.name, request.expected_version
+        ))?;
+        let versions = state.configs.get(&request.name);
+        let newest = versions.and_then(|versions| versions.last().cloned());
+        let newest = newest.ok_or_else(|| no_vm(&request.name))?;
+        if request.expected_version != 0 && request.expected_version != newest.version {
+            return Err(Status::aborted(format!(
+                "the newest is version {}",
+                newest.version
+            )));
+        }
+        let config = match newest.config == request.config {
+            true => newest,
+            false => state.config(&request.name, &request.config, &request.reason),
+        };
+        Ok(Response::new(wire::SetVmConfigResponse {
+            config: Some(config),
+        }))
     }
 
     async fn list_vm_configs(
         &self,
-        _: Request<wire::ListVmConfigsRequest>,
+        request: Request<wire::ListVmConfigsRequest>,
     ) -> Result<Response<wire::ListVmConfigsResponse>, Status> {
-        Err(Status::unimplemented("list_vm_configs"))
+        let name = request.into_inner().name;
+        let configs = self.0.lock().configs.get(&name).cloned();
+        let mut configs = configs.ok_or_else(|| no_vm(&name))?;
+        configs.reverse();
+        Ok(Response::new(wire::ListVmConfigsResponse { configs }))
     }
 
     async fn put_vm_secret(
         &self,
-        _: Request<wire::PutVmSecretRequest>,
+        request: Request<wire::PutVmSecretRequest>,
     ) -> Result<Response<wire::PutVmSecretResponse>, Status> {
-        Err(Status::unimplemented("put_vm_secret"))
+        let wire::PutVmSecretRequest { name, secret } = request.into_inner();
+        let secret = secret.unwrap();
+        let mut state = self.0.lock();
+        let vm = state.vms.get_mut(&name).ok_or_else(|| no_vm(&name))?;
+        vm.secrets.push(secret.name.clone());
+        state.secrets.insert((name, secret.name), secret.value);
+        Ok(Response::new(wire::PutVmSecretResponse {}))
     }
 
     async fn remove_vm_secret(
         &self,
-        _: Request<wire::RemoveVmSecretRequest>,
+        request: Request<wire::RemoveVmSecretRequest>,
     ) -> Result<Response<wire::RemoveVmSecretResponse>, Status> {
-        Err(Status::unimplemented("remove_vm_secret"))
+        let wire::RemoveVmSecretRequest { name, secret } = request.into_inner();
+        let mut state = self.0.lock();
+        let vm = state.vms.get_mut(&name).ok_or_else(|| no_vm(&name))?;
+        vm.secrets.retain(|there| *there != secret);
+        state.secrets.remove(&(name, secret));
+        Ok(Response::new(wire::RemoveVmSecretResponse {}))
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 
 use tokio::sync::Semaphore;
 use zbus::{
-    Connection, ObjectServer, OwnedObjectPath, connection::Builder, fdo, interface,
-    object_server::SignalEmitter,
+    Connection, Message, ObjectServer, OwnedObjectPath, Variant, connection::Builder, fdo,
+    interface, object_server::SignalEmitter,
 };
 
 /// How often a unit can be started until its failures are reset.
@@ -70,6 +70,32 @@ struct State {
     loading: usize,
     most_loading: usize,
     loads: usize,
+    live: Option<Live>,
+    /// Who owns which name on the bus.
+    names: HashMap<String, String>,
+    bus: Option<Connection>,
+}
+
+/// What the supervisors say.
+#[derive(Clone, Debug)]
+pub struct Live {
+    pub cpu_cores: u32,
+    pub memory_mb: u32,
+    pub config_version: u64,
+    pub health: &'static str,
+    pub paused: bool,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            cpu_cores: 1,
+            memory_mb: 256,
+            config_version: 1,
+            health: "",
+            paused: false,
+        }
+    }
 }
 
 impl FakeSystemd {
@@ -81,11 +107,65 @@ impl FakeSystemd {
             .server(zbus::Guid::generate())
             .p2p()
             .serve_at("/org/freedesktop/systemd1", Manager(this.clone()))
-            .serve_at("/com/volantvm/Vm1", Supervisor)
+            .serve_at("/com/volantvm/Vm1", Supervisor(this.clone()))
+            .serve_at("/org/freedesktop/DBus", Bus(this.clone()))
             .build();
         let client = Builder::unix_stream(here).p2p().build();
         let (server, client) = tokio::try_join!(server, client).unwrap();
+        this.0.lock().unwrap().bus = Some(server.clone());
         (this, server, client)
+    }
+
+    pub fn live(&self) -> Live {
+        self.0.lock().unwrap().live.clone().unwrap_or_default()
+    }
+
+    pub fn set_live(&self, live: Live) {
+        self.0.lock().unwrap().live = Some(live);
+    }
+
+    /// Somebody takes a name on the bus.
+    pub async fn own(&self, name: &str, owner: &str) {
+        let old = {
+            let names = &mut self.0.lock().unwrap().names;
+            names.insert(name.to_owned(), owner.to_owned())
+        };
+        let old = old.unwrap_or_default();
+        let body = (name, old, owner);
+        let message = Message::signal(
+            "/org/freedesktop/DBus",
+            "org.freedesktop.DBus",
+            "NameOwnerChanged",
+        );
+        self.say(message.sender("org.freedesktop.DBus").build(&body).unwrap())
+            .await;
+    }
+
+    /// A supervisor's signal, from whoever has that unique name.
+    pub async fn happened(&self, sender: &str, what: &str, details: HashMap<&str, Variant<'_>>) {
+        let body = (what, 1_700_000_000_123_u64, details);
+        let message = Message::signal("/com/volantvm/Vm1", "com.volantvm.Vm1", "Happened");
+        self.say(message.sender(sender).build(&body).unwrap()).await;
+    }
+
+    /// A unit is so from now on, and systemd says so.
+    pub async fn becomes(&self, name: &str, active: &'static str) {
+        self.settle(name, |unit| unit.active = active);
+        let path = format!(
+            "/org/freedesktop/systemd1/unit/{}",
+            name.replace('-', "_2d")
+                .replace('@', "_40")
+                .replace('.', "_2e")
+        );
+        let changed = HashMap::from([("ActiveState", Variant::from(active))]);
+        let body = ("org.freedesktop.systemd1.Unit", changed, Vec::<&str>::new());
+        let message = Message::signal(path, "org.freedesktop.DBus.Properties", "PropertiesChanged");
+        self.say(message.build(&body).unwrap()).await;
+    }
+
+    async fn say(&self, message: Message) {
+        let bus = self.0.lock().unwrap().bus.clone().unwrap();
+        bus.send(&message).await.unwrap();
     }
 
     pub fn unit(&self, name: &str) -> Option<Unit> {
@@ -193,6 +273,9 @@ impl FakeSystemd {
                 return "done";
             }
         }
+        if name.starts_with("volant-vm-forget@") {
+            return "done";
+        }
         if !self.count(name) {
             self.settle(name, |unit| {
                 unit.active = "failed";
@@ -293,7 +376,8 @@ impl Manager {
             let text = String::new;
             let none = OwnedObjectPath::try_from("/").unwrap();
             let states = (text(), text(), text(), text(), text());
-            let (description, load, active, sub, followed) = states;
+            let (description, load, mut active, sub, followed) = states;
+            active.push_str(self.0.unit(&name).map_or("inactive", |unit| unit.active));
             listed.push((
                 name,
                 description,
@@ -350,6 +434,17 @@ impl Manager {
         let id = self.0.change("restart", name)?;
         let result = self.0.start(name).await;
         Self::job_removed(&emitter, id, job(id), name, result).await?;
+        Ok(job(id))
+    }
+
+    async fn reload_unit(
+        &self,
+        name: &str,
+        _mode: &str,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+    ) -> fdo::Result<OwnedObjectPath> {
+        let id = self.0.change("reload", name)?;
+        Self::job_removed(&emitter, id, job(id), name, "done").await?;
         Ok(job(id))
     }
 
@@ -446,10 +541,56 @@ impl Service {
     fn exec_main_status(&self) -> i32 {
         self.0.unit(&self.1).unwrap_or(Unit::new("inactive")).exit.1
     }
+
+    #[zbus(property)]
+    fn memory_current(&self) -> u64 {
+        1024
+    }
+
+    #[zbus(property)]
+    fn memory_max(&self) -> u64 {
+        u64::MAX
+    }
+
+    #[zbus(property, name = "CPUUsageNSec")]
+    fn cpu_usage_nsec(&self) -> u64 {
+        5
+    }
+
+    #[zbus(property)]
+    fn tasks_current(&self) -> u64 {
+        7
+    }
+
+    #[zbus(property, name = "IOReadBytes")]
+    fn io_read_bytes(&self) -> u64 {
+        u64::MAX
+    }
+
+    #[zbus(property, name = "IOWriteBytes")]
+    fn io_write_bytes(&self) -> u64 {
+        9
+    }
+}
+
+/// The bus itself.
+struct Bus(FakeSystemd);
+
+#[interface(name = "org.freedesktop.DBus")]
+impl Bus {
+    fn list_names(&self) -> Vec<String> {
+        let state = self.0.0.lock().unwrap();
+        state.names.keys().cloned().collect()
+    }
+
+    fn get_name_owner(&self, name: &str) -> fdo::Result<String> {
+        let owner = self.0.0.lock().unwrap().names.get(name).cloned();
+        owner.ok_or_else(|| fdo::Error::NameHasNoOwner(name.to_owned()))
+    }
 }
 
 /// Every VM's supervisor.
-struct Supervisor;
+struct Supervisor(FakeSystemd);
 
 #[interface(name = "com.volantvm.Vm1")]
 impl Supervisor {
@@ -491,5 +632,40 @@ impl Supervisor {
     #[zbus(property)]
     fn agent_resident_kib(&self) -> u64 {
         3072
+    }
+
+    #[zbus(property)]
+    fn cpu_cores(&self) -> u32 {
+        self.0.live().cpu_cores
+    }
+
+    #[zbus(property)]
+    fn memory_mb(&self) -> u32 {
+        self.0.live().memory_mb
+    }
+
+    #[zbus(property)]
+    fn config_version(&self) -> u64 {
+        self.0.live().config_version
+    }
+
+    #[zbus(property)]
+    fn health(&self) -> String {
+        self.0.live().health.to_owned()
+    }
+
+    #[zbus(property)]
+    fn paused(&self) -> bool {
+        self.0.live().paused
+    }
+
+    #[zbus(property)]
+    fn exit_code(&self) -> i32 {
+        -1
+    }
+
+    #[zbus(property)]
+    fn generation(&self) -> u32 {
+        1
     }
 }

@@ -20,6 +20,9 @@ pub struct State {
     pub vms: BTreeMap<String, wire::Vm>,
     pub leases: BTreeMap<String, ipam::Lease>,
     pub blobs: BTreeMap<String, u64>,
+    /// Of each VM, the oldest first.
+    pub configs: BTreeMap<String, Vec<wire::VmConfigVersion>>,
+    pub secrets: BTreeMap<(String, String), Vec<u8>>,
     pub calls: Vec<String>,
     /// The sizes of the pieces of the last upload.
     pub pieces: Vec<usize>,
@@ -90,8 +93,12 @@ impl State {
             vmm: "auto".to_owned(),
             created_at: "2026-11-20T10:00:00Z".to_owned(),
             deleting,
+            config: b"{}".to_vec(),
+            config_version: 1,
             ..wire::Vm::default()
         };
+        self.configs.remove(name);
+        self.config(name, b"{}", "created");
         self.vms.insert(name.to_owned(), vm.clone());
         let lease = ipam::Lease {
             vm: name.to_owned(),
@@ -101,6 +108,26 @@ impl State {
         };
         self.leases.insert(name.to_owned(), lease);
         vm
+    }
+
+    /// A new version of a VM's configuration.
+    pub fn config(&mut self, name: &str, config: &[u8], reason: &str) -> wire::VmConfigVersion {
+        let versions = self.configs.entry(name.to_owned()).or_default();
+        let version = wire::VmConfigVersion {
+            version: versions.len() as u64 + 1,
+            config: config.to_vec(),
+            created_at: "2026-11-20T10:00:00Z".to_owned(),
+            reason: reason.to_owned(),
+        };
+        versions.push(version.clone());
+        if let Some(vm) = self.vms.get_mut(name) {
+            (vm.config, vm.config_version) = (config.to_vec(), version.version);
+            let json: serde_json::Value = serde_json::from_slice(config).unwrap();
+            let number = |field: &str, default| json[field].as_u64().unwrap_or(default) as u32;
+            vm.cpu_cores = number("cpu_cores", 1);
+            vm.memory_mb = number("memory_mb", 256);
+        }
+        version
     }
 
     pub fn asked(&mut self, call: impl Into<String>) -> Result<(), Status> {
