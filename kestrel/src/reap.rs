@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    io,
+    fs, io,
     os::unix::process::ExitStatusExt,
     process::{Child, Command, ExitStatus},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -101,6 +101,9 @@ impl Reaper {
         // Held from before the process exists: an exit cannot come before its route.
         let mut routes = self.routes();
         let child = command.spawn()?;
+        // As the agent the kernel would never end it for want of memory. It is no more than a hint, and the process may have
+        // ended.
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
         let (sender, exit) = oneshot::channel();
         // Linux's process numbers are below 2^22.
         let pid = Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX));

@@ -4,10 +4,11 @@
     clippy::unwrap_used,
     reason = "a test that cannot be set up has failed"
 )]
+#![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs, io,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -18,13 +19,14 @@ use std::{
 
 use kestrel::{
     Ask, Disk, Ending, Guest, GuestError, Host, Kernel, Linux, Logs, Mount, Network, NetworkConfig,
-    NetworkError, Owner,
+    NetworkError, Owner, Service, Stopped,
 };
 use nix::{
     errno::Errno,
     sys::{reboot::RebootMode, signal::Signal},
     unistd::Pid,
 };
+use prost::Message as _;
 use tokio::{
     io::copy_bidirectional,
     net::UnixStream,
@@ -36,8 +38,8 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 use volant_proto::agent::v1::{
     GoingDown, HeartbeatRequest, HeartbeatResponse, HelloRequest, HelloResponse, ReportRequest,
-    ReportResponse, RunConfig, SendLogsRequest, SendLogsResponse, SetClock, Shutdown, WatchCommandsRequest,
-    WatchCommandsResponse, Workload,
+    ReportResponse, RunConfig, SendLogsRequest, SendLogsResponse, SetClock, Shutdown,
+    WatchCommandsRequest, WatchCommandsResponse, Workload,
     agent_host_service_server::{AgentHostService, AgentHostServiceServer},
     going_down::Reason,
     report_request::Report,
@@ -343,6 +345,13 @@ impl Behaviour {
     }
 }
 
+/// How what was tried has ended.
+#[derive(Debug)]
+enum End {
+    Machine(Ending),
+    Service(Stopped),
+}
+
 /// A guest that lives, and its host.
 #[derive(Debug)]
 pub struct World {
@@ -353,7 +362,7 @@ pub struct World {
     commands: Arc<Mutex<Option<Commands>>>,
     greeted: Arc<AtomicBool>,
     connections: Arc<Mutex<Vec<AbortHandle>>>,
-    ended: oneshot::Receiver<Ending>,
+    ended: oneshot::Receiver<End>,
     server: JoinHandle<()>,
 }
 
@@ -365,6 +374,29 @@ impl Drop for World {
 
 impl World {
     pub fn begin(behaviour: Behaviour) -> Self {
+        Self::begin_in(behaviour, |_| {})
+    }
+
+    /// With a root that `furnish` has been in.
+    pub fn begin_in(behaviour: Behaviour, furnish: impl FnOnce(&Path)) -> Self {
+        Self::open(behaviour, furnish, false)
+    }
+
+    /// The service beside an init, which has what the agent left that was PID 1.
+    pub fn begin_service(behaviour: Behaviour, furnish: impl FnOnce(&Path)) -> Self {
+        let answer = HelloResponse {
+            run_config: behaviour.config.clone().ok(),
+            token: TOKEN.to_vec(),
+        };
+        let leave = |root: &Path| {
+            furnish(root);
+            fs::create_dir_all(root.join("run/kestrel")).unwrap();
+            fs::write(root.join("run/kestrel/hello"), answer.encode_to_vec()).unwrap();
+        };
+        Self::open(behaviour, leave, true)
+    }
+
+    fn open(behaviour: Behaviour, furnish: impl FnOnce(&Path), is_service: bool) -> Self {
         let (facts_sender, facts) = mpsc::unbounded_channel();
         let commands = Arc::default();
         let greeted = Arc::<AtomicBool>::default();
@@ -376,7 +408,7 @@ impl World {
             reads: watch::Sender::new(!behaviour.reads_late),
             lines_per_stream: behaviour.lines_per_stream,
             greeted: Arc::clone(&greeted),
-            answered: AtomicBool::new(false),
+            answered: AtomicBool::new(is_service),
         };
         let server = tokio::spawn(async move {
             Server::builder()
@@ -412,21 +444,40 @@ impl World {
         });
         let kernel = FakeKernel::default();
         let etc = tempfile::tempdir().unwrap();
+        furnish(etc.path());
         let (asks, asked) = mpsc::channel(8);
-        let guest = Guest {
-            kernel: kernel.clone(),
-            network: NoNetwork,
-            host,
-            root: etc.path().to_owned(),
-            logs: Arc::new(Logs::default()),
-            asks: asks.clone(),
-            sessions: None,
-        };
+        let (logs, root) = (Arc::new(Logs::default()), etc.path().to_owned());
         let (end, ended) = oneshot::channel();
-        // The guest's life is not Send, and in a guest it need not be.
-        tokio::task::spawn_local(
-            async move { end.send(guest.live(behaviour.prepared, asked).await) },
-        );
+        let kernel_of_guest = kernel.clone();
+        if is_service {
+            // Nobody comes, but the socket is there.
+            let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+            let service = Service {
+                kernel: kernel_of_guest,
+                host,
+                root,
+                logs,
+                asks: asks.clone(),
+                sessions: Some(socket.into()),
+            };
+            let serving =
+                async move { end.send(End::Service(service.serve(asked).await.unwrap())) };
+            tokio::task::spawn_local(serving);
+        } else {
+            let guest = Guest {
+                kernel: kernel_of_guest,
+                network: NoNetwork,
+                host,
+                root,
+                logs,
+                asks: asks.clone(),
+                sessions: None,
+            };
+            // The guest's life is not Send, and in a guest it need not be.
+            let living =
+                async move { end.send(End::Machine(guest.live(behaviour.prepared, asked).await)) };
+            tokio::task::spawn_local(living);
+        }
         Self {
             kernel,
             asks,
@@ -465,6 +516,23 @@ impl World {
 
     /// All facts to the guest's last word, and the end of its machine.
     pub async fn until_the_end(&mut self) -> (Vec<Fact>, Reason, Ending) {
+        let (facts, reason) = self.until_going_down().await;
+        match timeout(PATIENCE, &mut self.ended).await.unwrap().unwrap() {
+            End::Machine(ending) => (facts, reason, ending),
+            End::Service(stopped) => panic!("this is a service, and {stopped:?}"),
+        }
+    }
+
+    /// How the service ended.
+    pub async fn until_stopped(&mut self) -> Stopped {
+        match timeout(PATIENCE, &mut self.ended).await.unwrap().unwrap() {
+            End::Service(stopped) => stopped,
+            End::Machine(ending) => panic!("this is no service, and {ending:?}"),
+        }
+    }
+
+    /// All facts to the guest's last word, and its reason.
+    pub async fn until_going_down(&mut self) -> (Vec<Fact>, Reason) {
         let facts = self
             .until(|fact| matches!(fact, Fact::Report(Report::GoingDown(_))))
             .await;
@@ -472,8 +540,12 @@ impl World {
             unreachable!("the last fact is what was waited for");
         };
         let reason = Reason::try_from(*reason).unwrap();
-        let ending = timeout(PATIENCE, &mut self.ended).await.unwrap().unwrap();
-        (facts, reason, ending)
+        (facts, reason)
+    }
+
+    /// Whether such a fact was heard by now, and not yet taken.
+    pub fn heard(&mut self, is_it: impl Fn(&Fact) -> bool) -> bool {
+        std::iter::from_fn(|| self.facts.try_recv().ok()).any(|fact| is_it(&fact))
     }
 
     pub async fn shut_down(&self, grace: Duration) {
