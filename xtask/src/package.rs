@@ -131,6 +131,7 @@ fn unit_path(name: &str) -> Option<String> {
     let folder = match name {
         "volant.sysusers" => return Some("usr/lib/sysusers.d/volant.conf".to_owned()),
         "volant.tmpfiles" => return Some("usr/lib/tmpfiles.d/volant.conf".to_owned()),
+        "volant.catalog" => return Some("usr/lib/systemd/catalog/volant.catalog".to_owned()),
         "volant.preset" => {
             return Some("usr/lib/systemd/system-preset/50-volant.preset".to_owned());
         }

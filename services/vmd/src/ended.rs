@@ -155,7 +155,7 @@ impl Ended {
             Self::NoWorkload { .. } => ("no-workload", "85b073e894084e2aa8a30ecf8bf8e8bd", 72),
             Self::AgentFatal { .. } => ("agent-fatal", "65483d9a873c4576b06e8bf638261d29", 73),
             Self::AgentSilent { .. } => ("agent-silent", "88aed1486e62470288820e846ad019ff", 74),
-            Self::Unhealthy { .. } => ("unhealthy", "d9ecfea4a1f24f3797e4cbd1e3f13ab5", 79),
+            Self::Unhealthy { .. } => ("unhealthy", "d9d0b5020c584f1a9b5959f41f0ab6db", 79),
             Self::OutOfMemory => ("out-of-memory", "6bbe58d0f53342f3b0743685563a8449", 76),
             Self::RebootLoop { .. } => ("reboot-loop", "d8d027e03de140fc913080b5c7a82371", 77),
         }

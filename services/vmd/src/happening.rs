@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::{
     agent::Restarting,
+    ended::Ended,
     life::News,
     messages::{
         HEALTHY, PAUSED, READY, REBOOTING, RESIZED, RESUMED, STOPPING, UNHEALTHY,
@@ -71,11 +72,16 @@ impl Happening {
     }
 
     #[must_use]
-    pub fn ended(name: &str, exit_code: u8, text: &str) -> Self {
-        Self::new(News::Ended.name(), None, text.to_owned())
-            .with("ended", Detail::Text(name.to_owned()))
-            .with("exit_code", Detail::Number(exit_code.into()))
-            .with("status", Detail::Text(text.to_owned()))
+    pub fn ended(ended: &Ended) -> Self {
+        let text = ended.to_string();
+        let told = Self::new(News::Ended.name(), None, text.clone())
+            .with("ended", Detail::Text(ended.name().to_owned()))
+            .with("exit_code", Detail::Number(ended.exit_code().into()))
+            .with("status", Detail::Text(text));
+        match ended {
+            Ended::Stopped(rung) => told.with("rung", Detail::Text(rung.name().to_owned())),
+            _ => told,
+        }
     }
 
     #[must_use]

@@ -103,6 +103,8 @@ enum Item {
     Note {
         priority: &'static str,
         text: String,
+        /// What it is, by name and by the journal's `MESSAGE_ID=`.
+        event: Option<(&'static str, &'static str)>,
     },
     Happened {
         happening: Happening,
@@ -188,9 +190,21 @@ impl Logs {
 
     /// Says something about the guest, as a warning; dropped when the journal is far behind.
     pub fn warn(&self, text: String) {
-        let priority = "4";
+        self.note(text, None);
+    }
+
+    /// As [`Logs::warn`], of something that has a name and a message of its own.
+    pub fn warn_of(&self, event: &'static str, message_id: &'static str, text: String) {
+        self.note(text, Some((event, message_id)));
+    }
+
+    fn note(&self, text: String, event: Option<(&'static str, &'static str)>) {
         // A full queue means that the journal is behind, which the writer tells.
-        let _ = self.items.try_send(Item::Note { priority, text });
+        let _ = self.items.try_send(Item::Note {
+            priority: "4",
+            text,
+            event,
+        });
     }
 
     /// Says what happened, where that has a message. Waits a little for a journal that is behind, and gives up then.
@@ -296,6 +310,7 @@ fn notes(gate: &Mutex<Gate>) -> Vec<Item> {
         notes.push(Item::Note {
             priority: "4",
             text,
+            event: None,
         });
     };
     if dropped > 0 {
@@ -331,11 +346,20 @@ async fn entry(journal: &Journal, labels: &Labels, item: &Item) -> bool {
                 ("VOLANT_STREAM", stream.as_str()),
             ]);
         }
-        Item::Note { priority, text } => fields.extend([
-            ("MESSAGE", text.as_str()),
-            ("PRIORITY", *priority),
-            ("SYSLOG_IDENTIFIER", "vmd"),
-        ]),
+        Item::Note {
+            priority,
+            text,
+            event,
+        } => {
+            fields.extend([
+                ("MESSAGE", text.as_str()),
+                ("PRIORITY", *priority),
+                ("SYSLOG_IDENTIFIER", "vmd"),
+            ]);
+            if let Some((event, message_id)) = event {
+                fields.extend([("VOLANT_EVENT", *event), ("MESSAGE_ID", *message_id)]);
+            }
+        }
         Item::Happened {
             happening,
             message_id,

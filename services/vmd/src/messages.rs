@@ -3,12 +3,16 @@
 
 /// The VM was not started.
 pub const NOT_STARTED: &str = "413caa32fe9b42f2aeeb9e146d3a98c7";
-pub const READY: &str = "bf0ffd04a24f4a7dae3f66f0ee9bbf80";
-pub const STOPPING: &str = "0d3d5b1d6c0c4bd5a1c58e1c1f0a9a4e";
-pub const REBOOTING: &str = "7e4f3c5de05a49e5b0ae3b3a0c2a1d4c";
-pub const PAUSED: &str = "c43de9a1f4b64f6f9f3f1c1dd0a9b6e2";
-pub const RESUMED: &str = "2f6b51dbb0a34dc0a9c8ef2f0f6d7a11";
-pub const RESIZED: &str = "9e1d8a6c1f3b4a54b6a0d5f8e7c4b320";
-pub const UNHEALTHY: &str = "5a8f0d7be3d14c7c8f5e2a9b6d1c4e73";
-pub const HEALTHY: &str = "b1c7e2d94f6a4b0d8e3f5c2a7d9b1e60";
-pub const WORKLOAD_RESTARTING: &str = "e6a3b9d2c8f04e1f9a7d5b3c1e8f6a42";
+pub const READY: &str = "4502b5fd10684472975d36e7b4299890";
+pub const STOPPING: &str = "e948c2b4ba704fdda783729142c0067e";
+pub const REBOOTING: &str = "c13358a027fb4affaef0928c9a3358ec";
+pub const PAUSED: &str = "372143a7a81d440db217fe3f3562ee14";
+pub const RESUMED: &str = "e2eb70855e3e46a295d90bd09429c773";
+pub const RESIZED: &str = "6af1eb20fd9544c18886dc761a0ce8a3";
+pub const UNHEALTHY: &str = "e723e8eba1cd4369b05e367e8c2eafe9";
+pub const HEALTHY: &str = "0f349c4d9bc34da5a08c325ba1051969";
+pub const WORKLOAD_RESTARTING: &str = "96042dd8d29b451786e3e911be5c6cfa";
+/// Another vmd took over (`systemctl reload`).
+pub const RELOADED: &str = "b1b19ed14a06480a87c424d8474fd7da";
+/// A process of the guest that is not its agent said hello.
+pub const NOT_THE_AGENT: &str = "b9181140eb864e93b916c1aa24e2d718";

@@ -25,6 +25,7 @@ use tokio::{
 use vmd::{
     agent::Token,
     dbus::{Vm, announce},
+    ended::{Ended, WorkloadExit},
     handle::{Handle, HandleError, Wish},
     happening::Happening,
     live::Live,
@@ -116,7 +117,7 @@ async fn properties_are_live_and_their_changes_are_told() {
         live.exit_code = Some(7);
     });
     events
-        .try_send(Happening::ended("workload-exited", 7, "it did"))
+        .try_send(Happening::ended(&Ended::Workload(WorkloadExit::new(7, 0))))
         .unwrap();
     drop((live, events));
     let told = async {

@@ -171,6 +171,9 @@ async fn a_process_that_says_hello_once_the_agents_connection_is_closed_is_refus
     let mut agent = vm.agent().await;
     agent.hello_as("boot-1", &TOKEN).await.unwrap();
     let journal = power_off(&vmm, vm).await;
+    journal
+        .has(&["VOLANT_EVENT=not-the-agent", "VOLANT_VM=web", "PRIORITY=4"])
+        .await;
     assert_eq!(journal.count("does not know the agent's token"), 1);
 }
 

@@ -33,6 +33,7 @@ use crate::{
     ended::WorkloadExit,
     life::DownReason,
     logs::{Logs, Stream as LogStream},
+    messages::NOT_THE_AGENT,
     text::printable,
 };
 
@@ -201,7 +202,9 @@ impl Agent {
             }
             drop(state);
             if tell {
-                self.0.logs.warn(
+                self.0.logs.warn_of(
+                    "not-the-agent",
+                    NOT_THE_AGENT,
                     "a process in the guest said hello, but is not the agent: it does not know the agent's token"
                         .to_owned(),
                 );

@@ -268,9 +268,7 @@ impl Supervisor {
         self.launching = None;
         self.kill().await;
         self.last_words().await;
-        let text = ended.to_string();
-        let happening = Happening::ended(ended.name(), ended.exit_code(), &text);
-        self.tell(happening).await;
+        self.tell(Happening::ended(ended)).await;
         self.vm.logs.ended(ended.clone()).await;
     }
 }
