@@ -211,21 +211,33 @@ struct Here {
     tty: bool,
 }
 
+/// How a session ended; the exit code.
+enum End {
+    Exited(u8),
+    /// By this side.
+    Left(u8),
+}
+
 impl Session {
     /// Follows the program to its end, and writes all that it wrote.
     async fn follow(mut self, detach: bool, output: &Output) -> Result<u8, Failure> {
-        let ended = self.listen(detach, output).await;
+        let ended = match self.listen(detach, output).await {
+            // Whoever reads may never come to it.
+            Ok(End::Left(code)) => return Ok(code),
+            Ok(End::Exited(code)) => Ok(code),
+            Err(failure) => Err(failure),
+        };
         self.stdout.finish().await?;
         self.stderr.finish().await?;
         ended
     }
 
-    async fn listen(&mut self, detach: bool, output: &Output) -> Result<u8, Failure> {
+    async fn listen(&mut self, detach: bool, output: &Output) -> Result<End, Failure> {
         loop {
             let said = tokio::select! {
                 said = self.receiver.next() => said?.ok_or(Failure::Unfinished)?,
-                left = self.here.left(usize::MAX) => return Ok(left),
-                () = self.stdout.gone() => return Ok(NOBODY_READS),
+                code = self.here.left(usize::MAX) => return Ok(End::Left(code)),
+                () = self.stdout.gone() => return Ok(End::Left(NOBODY_READS)),
             };
             match said {
                 Said::Data(data) => {
@@ -239,12 +251,12 @@ impl Session {
                         // That nobody reads is found before the next message.
                         _ = out.write(data) => {}
                         // Nobody reads, and the program waits for that: the first signal is its own, the second ours.
-                        left = self.here.left(1) => return Ok(left),
+                        code = self.here.left(1) => return Ok(End::Left(code)),
                     }
                 }
                 Said::Word(word) => {
                     if let Some(exited) = word.get("exited") {
-                        return ended(exited);
+                        return ended(exited).map(End::Exited);
                     }
                     if let Some(pid) = word.pointer("/started/pid").filter(|_| detach) {
                         output.done(&format!("process {pid} runs by itself"))?;

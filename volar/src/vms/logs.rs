@@ -39,15 +39,17 @@ pub async fn logs(logs: Logs, client: &Client, output: &Output) -> Result<(), Fa
         if line.is_empty() {
             continue;
         }
-        let line: Value = serde_json::from_slice(line).map_err(not_understood)?;
+        let line: Value = serde_json::from_slice(line).map_err(|error| not_understood(&error))?;
         if let Some(problem) = line.get("problem") {
-            let problem = crate::failure::Problem::deserialize(problem).map_err(not_understood)?;
+            let problem = crate::failure::Problem::deserialize(problem)
+                .map_err(|error| not_understood(&error))?;
             return Err(problem.into());
         }
         let goes_on = if output.is_json() {
             output.json_line(&line)?
         } else {
-            let Line { time, message } = Line::deserialize(&line).map_err(not_understood)?;
+            let Line { time, message } =
+                Line::deserialize(&line).map_err(|error| not_understood(&error))?;
             output.line(&if logs.timestamps {
                 format!("{time} {message}")
             } else {
@@ -78,12 +80,12 @@ pub async fn events(events: &Events, client: &Client, output: &Output) -> Result
         if !line.is_empty() || data.is_empty() {
             continue;
         }
-        let event: Value = serde_json::from_str(&data).map_err(not_understood)?;
+        let event: Value = serde_json::from_str(&data).map_err(|error| not_understood(&error))?;
         data.clear();
         let goes_on = if output.is_json() {
             output.json_line(&event)?
         } else {
-            let event = Event::deserialize(&event).map_err(not_understood)?;
+            let event = Event::deserialize(&event).map_err(|error| not_understood(&error))?;
             output.line(&shown(&event))?
         };
         if !goes_on {
@@ -113,6 +115,6 @@ fn shown(event: &Event) -> String {
     line
 }
 
-fn not_understood(error: serde_json::Error) -> Failure {
+fn not_understood(error: &serde_json::Error) -> Failure {
     Failure::Answer(error.to_string())
 }

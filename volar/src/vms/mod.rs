@@ -219,7 +219,7 @@ fn show(
 }
 
 /// In JSON: what was asked of one is an object, and else a list.
-fn unless_one(answers: Vec<Value>, names: &[Name], output: &Output) -> Result<(), Failure> {
+fn unless_one(answers: &[Value], names: &[Name], output: &Output) -> Result<(), Failure> {
     match answers.first().filter(|_| names.len() == 1) {
         Some(answer) => output.json(answer),
         None => output.json(&answers),

@@ -139,7 +139,7 @@ impl Looking {
             let look = self.look(client).await?;
             if output.is_json() {
                 if !self.again {
-                    return Ok(unless_one(look.answers, &self.names, output)?);
+                    return Ok(unless_one(&look.answers, &self.names, output)?);
                 }
                 for answer in &look.answers {
                     if !output.json_line(answer)? {

@@ -1,11 +1,13 @@
 //! A fake of gatewayd: the REST contract on a Unix socket, over plugins and VMs in memory. It starts nothing.
 
 mod plugins;
+pub mod running;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -40,6 +42,22 @@ pub struct Kept {
     pub policy: String,
     /// The last body that asked for a VM.
     pub create: Value,
+    /// The last message that opened a session.
+    pub exec: Value,
+    /// Sessions whose client went away before their end.
+    pub gone: usize,
+    pub forwards: Vec<HashMap<String, String>>,
+    /// The last query for a console, and for a log.
+    pub console: HashMap<String, String>,
+    pub logs: HashMap<String, String>,
+    /// Archives at paths of every guest.
+    pub files: BTreeMap<String, running::Archive>,
+    pub put: running::Put,
+    pub looks: u64,
+    pub waits: Vec<HashMap<String, String>>,
+    /// The last body that changed a configuration.
+    pub config: Value,
+    pub secrets: BTreeMap<String, Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -80,6 +98,25 @@ impl FakeGateway {
         self.kept.lock().unwrap()
     }
 
+    /// One with VMs of these names that run.
+    pub fn with(names: &[&str]) -> Self {
+        let gateway = Self::start();
+        for name in names {
+            let vm = Self::vm(name, "running");
+            gateway.kept().vms.insert((*name).to_owned(), vm);
+        }
+        gateway
+    }
+
+    /// Waits until it knows something; a session ends on its own time.
+    pub fn eventually(&self, what: &str, holds: impl Fn(&Kept) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds(&self.kept()) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", self.kept());
+            std::thread::yield_now();
+        }
+    }
+
     /// A VM as the API shows it.
     pub fn vm(name: &str, phase: &str) -> Value {
         json!({
@@ -101,6 +138,7 @@ fn router(kept: Shared) -> Router {
         .route("/api/v1/vms/{name}/{verb}", post(change))
         .route("/api/v1/blobs/{digest}", head(blob).put(upload))
         .merge(plugins::router())
+        .merge(running::router())
         .layer(DefaultBodyLimit::disable())
         .with_state(kept)
 }
@@ -169,6 +207,9 @@ async fn change(
     match verb.as_str() {
         "start" | "restart" => vm["phase"] = json!("running"),
         "stop" => vm["phase"] = json!("stopped"),
+        "pause" => vm["paused"] = json!(true),
+        "resume" => vm["paused"] = json!(false),
+        "reload" => {}
         "enable" => vm["enabled"] = json!(true),
         "disable" => vm["enabled"] = json!(false),
         _ => return problem(404, "not-found", "there is nothing at this path"),

@@ -2,11 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+mod config;
+mod copy;
+mod exec;
 mod fake;
+mod forward;
 mod host;
+mod looking;
 mod plugin;
 mod plugins;
 mod refusals;
+mod ssh;
+mod terminal;
 mod trust;
 mod upkeep;
 mod vms;

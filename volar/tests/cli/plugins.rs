@@ -248,7 +248,7 @@ fn a_wrong_artifact_is_found_before_anything_is_sent() {
         .install(&gateway)
         .assert()
         .code(1)
-        .stderr(contains("'ftp://example.com/x' is not http"));
+        .stderr(contains("'ftp://example.com/x' has ':' in it"));
     fs::write(plugin.folder.path().join("caddy.cpio.gz"), "short").unwrap();
     plugin.describe("caddy.cpio.gz", &plugin.digest);
     plugin

@@ -41,7 +41,7 @@ const IS_FOLDER: &str = "x-volant-is-directory";
 const SIZE: &str = "x-volant-size";
 
 pub async fn copy(copy: &Copy, client: &Client, output: &Output) -> Result<(), Failure> {
-    let side = |text| plan::side(text).map_err(usage);
+    let side = |text| plan::side(text).map_err(|error| refused(&error));
     match (side(&copy.from)?, side(&copy.to)?) {
         (Side::Guest { name, path }, Side::Stream) => {
             to_stdout(&name, &path, copy, client, output).await
@@ -61,15 +61,19 @@ pub async fn copy(copy: &Copy, client: &Client, output: &Output) -> Result<(), F
         (Side::Here(from), Side::Guest { name, path }) => {
             upload(&from, &name, &path, copy, client, output).await
         }
-        (Side::Guest { .. }, Side::Guest { .. }) => Err(usage(PlanError::TwoGuests)),
+        (Side::Guest { .. }, Side::Guest { .. }) => Err(refused(&PlanError::TwoGuests)),
         (Side::Here(_) | Side::Stream, Side::Here(_) | Side::Stream) => {
-            Err(usage(PlanError::NoGuest))
+            Err(refused(&PlanError::NoGuest))
         }
     }
 }
 
-fn usage(error: impl ToString) -> Failure {
-    Failure::Usage(error.to_string())
+fn usage(why: impl Into<String>) -> Failure {
+    Failure::Usage(why.into())
+}
+
+fn refused(error: &PlanError) -> Failure {
+    usage(error.to_string())
 }
 
 async fn to_stdout(
@@ -120,7 +124,8 @@ async fn download(
     let is_folder = header(&response, IS_FOLDER) == Some("true");
     let dst = typed(&resolved(to))?;
     let source = Source { path, is_folder };
-    let target = plan::target(source, &dst, there(Path::new(&dst))).map_err(usage)?;
+    let target =
+        plan::target(source, &dst, there(Path::new(&dst))).map_err(|error| refused(&error))?;
     let folder = open_folder(Path::new(&target.folder))?;
     let unpack = Unpack {
         top: target.top.map(Into::into),
@@ -191,7 +196,7 @@ async fn upload(
         path: &path,
         is_folder: meta.is_dir(),
     };
-    let target = plan::target(source, to, there).map_err(usage)?;
+    let target = plan::target(source, to, there).map_err(|error| refused(&error))?;
     let pack = Pack {
         path: from.to_owned(),
         top: target.top,
