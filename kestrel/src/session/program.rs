@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
+    fs, io,
     os::{
         fd::OwnedFd,
         unix::{fs::PermissionsExt as _, process::CommandExt as _},
@@ -12,13 +11,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use nix::unistd::{Pid, Uid, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Pid, Uid};
 use rustix::process::ioctl_tiocsctty;
 use tokio::sync::oneshot;
 use volant_proto::agent::v1::{ExecSession, session_refused::Kind as Why};
 
 use super::{Refusal, Sessions};
 use crate::{
+    child,
     reap::{Exit, Reaper},
     user::{self, Identity},
 };
@@ -130,7 +130,10 @@ impl Program {
             .stdin(stdin)
             .stdout(stdout)
             .stderr(stderr);
-        become_leader(&mut command, self.identity, terminal);
+        child::prepare(&mut command, self.identity, Vec::new());
+        if terminal {
+            take_terminal(&mut command);
+        }
         let (child, exit) = reaper
             .spawn(&mut command)
             .map_err(|error| explain(&self.path, &error))?;
@@ -241,32 +244,17 @@ fn explain(path: &Path, error: &io::Error) -> Refusal {
     }
 }
 
-/// Has the child begin a session of its own, take its terminal, and become whom it runs as: the user last, who may do none of
-/// this.
-fn become_leader(command: &mut Command, identity: Option<Identity>, terminal: bool) {
-    // SAFETY: the closure makes system calls alone, which are async-signal-safe, and allocates nothing.
-    #[allow(unsafe_code, reason = "a session can only be begun in the child")]
+/// Has the child take the terminal on its standard input: after it has begun a session, and as whoever it is by then.
+fn take_terminal(command: &mut Command) {
+    // SAFETY: the closure makes one system call, which is async-signal-safe, and allocates nothing.
+    #[allow(
+        unsafe_code,
+        reason = "only the leader of a session can take a terminal"
+    )]
     unsafe {
-        command.pre_exec(move || {
-            setsid()?;
-            if terminal {
-                ioctl_tiocsctty(io::stdin())?;
-            }
-            // The agent itself is never killed for want of memory: that is not for what it starts.
-            if let Ok(mut score) = fs::File::options().write(true).open(OWN_SCORE) {
-                let _ = score.write_all(b"0");
-            }
-            if let Some(Identity { uid, gid, groups }) = &identity {
-                setgroups(groups)?;
-                setresgid(*gid, *gid, *gid)?;
-                setresuid(*uid, *uid, *uid)?;
-            }
-            Ok(())
-        });
+        command.pre_exec(|| Ok(ioctl_tiocsctty(io::stdin())?));
     }
 }
-
-const OWN_SCORE: &str = "/proc/self/oom_score_adj";
 
 #[cfg(test)]
 mod tests {
