@@ -14,7 +14,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use volant_dbus::registry::VmDefinition;
 use volant_proto::agent::v1::{RunConfig, Volume, volume::Source};
 
-use crate::hypervisor::{DiskSpec, ShareSpec};
+use volant_spec::config::VmDefaults;
+
+use crate::hypervisor::{DiskSpec, ShareSpec, real_path};
 
 /// The disk below a root.
 const LAYER: &str = "layer";
@@ -43,6 +45,22 @@ pub enum DisksError {
     Kind { name: String, kind: String },
     #[error("the volume '{name}' cannot be a share of '{}'", path.escape_debug())]
     Path { name: String, path: String },
+}
+
+/// Why a directory is not shared.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    #[error(
+        "cannot share {}: it must be a directory that the VM's own user can reach (those of /home, /root and /tmp it cannot)",
+        path.display()
+    )]
+    Look { path: PathBuf, source: io::Error },
+    #[error(
+        "the host does not share {} (really {}): vm.share_paths in /etc/volant/volant.toml allows what it may",
+        path.display(),
+        real.display()
+    )]
+    Forbidden { path: PathBuf, real: PathBuf },
 }
 
 impl Disks {
@@ -120,6 +138,26 @@ impl Disks {
             });
         }
         Ok(disks)
+    }
+
+    /// Makes sure that the host allows what is shared, wherever links lead to. As the VM's own user: what that cannot reach
+    /// is not shared.
+    ///
+    /// # Errors
+    /// Which directory cannot be shared, and why.
+    pub fn allow(&mut self, host: &VmDefaults) -> Result<(), ShareError> {
+        for share in &mut self.shares {
+            let path = share.path.clone();
+            let real = match real_path(&path) {
+                Ok(real) => real,
+                Err(source) => return Err(ShareError::Look { path, source }),
+            };
+            if !host.may_share(&real) {
+                return Err(ShareError::Forbidden { path, real });
+            }
+            share.path = real;
+        }
+        Ok(())
     }
 
     /// Tells the guest of them.
@@ -280,6 +318,45 @@ mod tests {
         ] {
             let error = Disks::take(&definition(mounts), &mut files(ALL)).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_links_lead_to_must_be_allowed_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().canonicalize().unwrap();
+        for name in ["open", "open/inside", "closed"] {
+            fs::create_dir(base.join(name)).unwrap();
+        }
+        fs::write(base.join("open/file"), "").unwrap();
+        std::os::unix::fs::symlink(base.join("closed"), base.join("open/link")).unwrap();
+        let open = base.join("open").display().to_string();
+        let host: volant_spec::Config =
+            serde_json::from_value(serde_json::json!({"vm": {"share_paths": [open]}})).unwrap();
+        for (path, expected) in [
+            ("open/inside", None),
+            ("open", None),
+            ("closed", Some("the host does not share")),
+            ("open/link", Some("the host does not share")),
+            ("open/file", Some("cannot share")),
+            ("open/absent", Some("cannot share")),
+        ] {
+            let share = ShareSpec {
+                tag: "share-0".to_owned(),
+                path: base.join(path),
+            };
+            let mut disks = Disks {
+                shares: vec![share],
+                ..Disks::default()
+            };
+            let allowed = disks.allow(&host.vm);
+            match expected {
+                None => allowed.unwrap(),
+                Some(words) => {
+                    let error = allowed.unwrap_err().to_string();
+                    assert!(error.contains(words), "{path}: {error}");
+                }
+            }
         }
     }
 

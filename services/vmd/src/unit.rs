@@ -95,6 +95,8 @@ pub enum UnitError {
     Vmm(#[from] detect::DetectError),
     #[error("cannot make the folder {}", path.display())]
     RunDir { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Share(#[from] disks::ShareError),
     #[error("cannot add the file system tools to the initramfs")]
     Tools(#[source] io::Error),
     #[error("cannot reach the journal")]
@@ -117,6 +119,7 @@ impl UnitError {
             Self::Config(_)
             | Self::OpenBoot { .. }
             | Self::Kernel(_)
+            | Self::Share(_)
             | Self::Secrets(
                 SecretsError::Missing(_) | SecretsError::TooLarge | SecretsError::Name(_),
             )
@@ -195,6 +198,8 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
             Some(open("boot initramfs", &config.vm.initramfs)?.into())
         }
     };
+    let mut disks = disks;
+    disks.allow(&config.vm)?;
     let initramfs = if disks.need_tools() {
         let tools = open("file system tools", &config.vm.tools)?;
         let both = disks::with_tools(initramfs, tools).map_err(UnitError::Tools)?;

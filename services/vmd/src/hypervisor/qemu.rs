@@ -80,7 +80,7 @@ impl Qemu {
         &self,
         spec: MachineSpec,
         vsock: OwnedFd,
-        shares: &Shares,
+        shares: &mut Shares,
     ) -> Result<(Process, UnixStream, UnixStream), LaunchError> {
         let tsc_khz = self.tsc_khz().await;
         let (console, console_end) = pair("the console")?;
@@ -97,11 +97,11 @@ impl Qemu {
                 (disk.serial, file, disk.is_read_only)
             })
             .collect();
-        let shares = shares.0.iter().map(|share| {
-            let connection = inherit(&mut command, share.connect()?);
-            Ok((share.tag.as_str(), connection))
-        });
-        let shares: Vec<_> = shares.collect::<Result<_, LaunchError>>()?;
+        let mut connected = Vec::new();
+        for share in &mut shares.0 {
+            let connection = inherit(&mut command, share.connect().await?);
+            connected.push((share.tag.as_str(), connection));
+        }
         let plan = Plan {
             name: &spec.name,
             uuid: &spec.uuid,
@@ -121,7 +121,7 @@ impl Qemu {
                     is_read_only: *is_read_only,
                 })
                 .collect(),
-            shares: shares
+            shares: connected
                 .iter()
                 .map(|(tag, connection)| arguments::Share {
                     tag,
@@ -148,7 +148,7 @@ impl Hypervisor for Qemu {
         let mut shares = Shares::start(&spec)?;
         let mut vsock = Vsock::start(&self.vsock, &spec)?;
         let started = match vsock.connect().await {
-            Ok(connection) => self.start(spec, connection, &shares).await,
+            Ok(connection) => self.start(spec, connection, &mut shares).await,
             Err(error) => Err(error),
         };
         let (qemu, console, monitor) = match started {

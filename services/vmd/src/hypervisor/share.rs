@@ -11,8 +11,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
+use tokio::time::timeout;
 use volant_service::{confine, inherit};
 
 use super::{
@@ -25,8 +27,17 @@ const PROGRAM: &str = "virtiofsd";
 const HINT: &str = "reinstall the package volant";
 /// Where it is, besides what systems have.
 const PLACES: &[&str] = &["/usr/lib/volant/virtiofsd", "/usr/libexec/virtiofsd"];
-/// What a program of the host needs to start.
-const PROGRAMS: &[&str] = &["/usr", "/lib", "/lib64", "/etc/ld.so.cache"];
+/// What a program of the host needs to start, and this one to know how many files it may open.
+const PROGRAMS: &[&str] = &[
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/proc/sys/fs/nr_open",
+];
+
+/// For the end of a process that closed its socket.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A served directory. Killed when dropped.
 #[derive(Debug)]
@@ -52,7 +63,7 @@ impl Share {
             .arg(&spec.path)
             // No guest sees what another program changes, unless it asks again.
             .args(["--readonly", "--cache", "auto", "--sandbox", "none"])
-            .args(["--inode-file-handles", "never", "--log-level", "warn"]);
+            .args(["--inode-file-handles=never", "--log-level", "warn"]);
         let programs: Vec<&Path> = PROGRAMS
             .iter()
             .map(Path::new)
@@ -79,13 +90,18 @@ impl Share {
     }
 
     /// The connection that a VMM gets.
-    pub(super) fn connect(&self) -> Result<OwnedFd, LaunchError> {
-        let connected = UnixStream::connect(&self.socket);
-        let connected = connected.map_err(|source| LaunchError::Prepare {
-            what: "the connection to virtiofsd",
-            source,
-        })?;
-        Ok(connected.into())
+    pub(super) async fn connect(&mut self) -> Result<OwnedFd, LaunchError> {
+        match UnixStream::connect(&self.socket) {
+            Ok(connection) => Ok(connection.into()),
+            // The socket is closed when the process ends, which is what should be told.
+            Err(source) => match timeout(LAST_WORDS, self.process.wait()).await {
+                Ok(exit) => Err(self.process.ended(exit)),
+                Err(_) => Err(LaunchError::Prepare {
+                    what: "the connection to virtiofsd",
+                    source,
+                }),
+            },
+        }
     }
 }
 
