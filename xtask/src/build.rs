@@ -12,6 +12,8 @@ use crate::{cache, say};
 
 /// The vsock back-end of QEMU guests, from crates.io.
 const VHOST_DEVICE_VSOCK: &str = "0.3.0";
+/// What serves directories of the host to guests, from crates.io.
+const VIRTIOFSD: &str = "1.14.0";
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The crates with the programs of the packages.
 const PROGRAMS: &[&str] = &["vmd", "ipamd", "registryd", "gatewayd", "deviced", "volar", "fledge"];
@@ -91,27 +93,34 @@ pub fn guest_program(package: &str) -> Result<PathBuf> {
 /// # Errors
 /// cargo failed.
 pub fn vhost_device_vsock() -> Result<PathBuf> {
-    let folder = cache::folder("vhost-device-vsock")?;
+    published("vhost-device-vsock", VHOST_DEVICE_VSOCK)
+}
+
+/// Builds `virtiofsd`, once; gives its path.
+///
+/// # Errors
+/// cargo failed.
+pub fn virtiofsd() -> Result<PathBuf> {
+    published("virtiofsd", VIRTIOFSD)
+}
+
+/// Builds a program of crates.io, once; gives its path.
+fn published(name: &str, version: &str) -> Result<PathBuf> {
+    let folder = cache::folder(name)?;
     let _lock = cache::lock(&folder)?;
-    let root = folder.join(VHOST_DEVICE_VSOCK);
-    let program = root.join("bin/vhost-device-vsock");
+    let root = folder.join(version);
+    let program = root.join("bin").join(name);
     if program.exists() {
         return Ok(program);
     }
-    say::step("Building vhost-device-vsock (about a minute, once)");
+    say::step(format!("Building {name} (about a minute, once)"));
     say::run(
         cargo("install")
-            .args([
-                "vhost-device-vsock",
-                "--version",
-                VHOST_DEVICE_VSOCK,
-                "--locked",
-                "--root",
-            ])
+            .args([name, "--version", version, "--locked", "--root"])
             .arg(&root)
             .env("CARGO_TARGET_DIR", folder.join("target")),
     )?;
     fs::remove_dir_all(folder.join("target"))
-        .context("cannot remove the target folder of vhost-device-vsock")?;
+        .with_context(|| format!("cannot remove the target folder of {name}"))?;
     Ok(program)
 }

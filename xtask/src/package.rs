@@ -43,7 +43,10 @@ pub fn build() -> Result<Packages> {
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let _lock = cache::lock(&folder)?;
     let programs = build::programs()?;
-    let vsock = build::vhost_device_vsock()?;
+    let backends = [
+        ("vhost-device-vsock", build::vhost_device_vsock()?),
+        ("virtiofsd", build::virtiofsd()?),
+    ];
     let (kernel, kestrel) = kernel()?;
 
     say::step("Packing");
@@ -54,7 +57,7 @@ pub fn build() -> Result<Packages> {
     {
         fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
     }
-    make("volant", &volant(&programs, &vsock)?, &[])?;
+    make("volant", &volant(&programs, &backends)?, &[])?;
     make(
         "volant-fledge",
         &[(programs.join("fledge"), "usr/bin/fledge".to_owned(), 0o755)],
@@ -96,16 +99,14 @@ fn tools() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn volant(programs: &Path, vsock: &Path) -> Result<Vec<Entry>> {
+fn volant(programs: &Path, backends: &[(&str, PathBuf)]) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = ["vmd", "ipamd", "registryd", "gatewayd", "deviced"]
         .map(|name| (programs.join(name), format!("usr/lib/volant/{name}"), 0o755))
         .into();
     entries.push((programs.join("volar"), "usr/bin/volar".to_owned(), 0o755));
-    entries.push((
-        vsock.to_owned(),
-        "usr/lib/volant/vhost-device-vsock".to_owned(),
-        0o755,
-    ));
+    for (name, path) in backends {
+        entries.push((path.clone(), format!("usr/lib/volant/{name}"), 0o755));
+    }
     let units = workspace().join("units");
     for entry in fs::read_dir(&units).with_context(|| format!("cannot list {}", units.display()))? {
         let path = entry
