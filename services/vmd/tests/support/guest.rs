@@ -184,6 +184,7 @@ pub async fn client(socket: PathBuf) -> VmServiceClient<Channel> {
 }
 
 fn listen(socket: &Path) -> std::os::unix::net::UnixListener {
+    let _ = std::fs::remove_file(socket);
     let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
     listener.set_nonblocking(true).unwrap();
     listener
