@@ -8,7 +8,7 @@ use volant_spec::{
     Digest, Name, PluginRef,
     config::ConfigError,
     manifest::Version,
-    vm_config::{Effective, SecretName},
+    vm_config::{Effective, SecretName, VmConfig},
 };
 
 use crate::{
@@ -193,11 +193,39 @@ impl Registry {
         Ok(())
     }
 
+    /// Makes sure that the host shares the directories that a configuration asks for. Their links are resolved when the VM
+    /// starts, as its own user.
+    async fn may_share(&self, vm: &Name, config: &VmConfig) -> Result<(), VmError> {
+        let shares = config.volumes.iter().filter_map(|volume| {
+            let path = volume.host_path.as_deref()?;
+            Some((&volume.name, path))
+        });
+        let shares: Vec<_> = shares.collect();
+        if shares.is_empty() {
+            return Ok(());
+        }
+        let trust = self.trust().await;
+        let host = trust.map_err(|source| VmError::HostConfig {
+            vm: vm.clone(),
+            source,
+        })?;
+        match shares.iter().find(|(_, path)| !host.may_share(path)) {
+            None => Ok(()),
+            Some((volume, path)) => Err(VmError::NotShared {
+                vm: vm.clone(),
+                volume: (*volume).clone(),
+                path: path.to_path_buf(),
+            }),
+        }
+    }
+
     /// Defines a VM; durable when answered.
     ///
     /// # Errors
     /// As [`Store::create_vm`].
     pub async fn create_vm(&self, new: NewVm) -> Result<Vm, VmError> {
+        self.may_share(&new.name, &new.config).await?;
+        self.check_shares(&new.name, &new.config).await?;
         self.ask(move |store| store.create_vm(&new, jiff::Timestamp::now()))
             .await
     }
@@ -243,6 +271,7 @@ impl Registry {
         name: Name,
         version: Option<u64>,
     ) -> Result<(ConfigVersion, Effective), VmError> {
+        self.may_share(&name, &new.config).await?;
         self.ask(move |store| store.vm_config(&name, version)).await
     }
 
@@ -263,8 +292,31 @@ impl Registry {
         name: Name,
         new: NewConfig,
     ) -> Result<(ConfigVersion, Effective), VmError> {
+        self.check_shares(&name, &new.config).await?;
         self.ask(move |store| store.set_vm_config(&name, &new, jiff::Timestamp::now()))
             .await
+    }
+
+    /// Whether the administrator lets VMs have the directories of the host that a configuration asks for. A start looks again, and
+    /// at where they really are.
+    async fn check_shares(&self, vm: &Name, config: &VmConfig) -> Result<(), VmError> {
+        let shares = config
+            .volumes
+            .iter()
+            .filter_map(|volume| Some((&volume.name, volume.host_path.as_ref()?)));
+        let shares: Vec<_> = shares.collect();
+        if shares.is_empty() {
+            return Ok(());
+        }
+        let host = self.trust().await?.config;
+        match shares.iter().find(|(_, path)| !host.vm.may_share(path)) {
+            None => Ok(()),
+            Some((volume, path)) => Err(VmError::NotShared {
+                vm: vm.clone(),
+                volume: (*volume).clone(),
+                path: (*path).clone(),
+            }),
+        }
     }
 
     /// Keeps a secret for a VM, or replaces it.

@@ -33,9 +33,13 @@ pub fn of_vm(error: &VmError) -> Status {
         | VmError::SecretTooLarge { .. }
         | VmError::SecretsTooLarge { .. } => Code::InvalidArgument,
         VmError::Changed { .. } => Code::Aborted,
+        VmError::Host(_) => return misconfigured(error),
         VmError::NotMarked(_)
         | VmError::BeingDeleted(_)
         | VmError::Disabled(_)
+        | VmError::NotShared { .. }
+        | VmError::HostConfig { .. }
+        | VmError::NotShared { .. }
         | VmError::Unsupported { .. } => Code::FailedPrecondition,
         VmError::Disks { .. } => Code::Internal,
         VmError::UidsUsedUp => Code::ResourceExhausted,

@@ -16,7 +16,7 @@ use volant_service::CallerError;
 use volant_spec::Name;
 use zbus::{Connection, Guid, connection::Builder, message::Header};
 
-use crate::common::{config, digest, manifest, new_vm, registry, temp_dir, unsigned};
+use crate::common::{config, configure, digest, manifest, new_vm, registry, temp_dir, unsigned};
 
 /// Every call comes from this VM, or from none.
 struct From(Option<&'static str>);
@@ -111,6 +111,8 @@ async fn a_supervisor_is_told_all_that_follows_from_configuration_and_plugin() {
     plugin["workload"]["health_check"] =
         serde_json::json!({"type": "tcp", "port": 80, "retries": 2});
     registry.install(unsigned(&plugin), |_| {}).await.unwrap();
+    let allowed = "[vm]\nshare_paths = ['/srv']\n[plugins]\nsignatures = 'off'";
+    configure(&dir, allowed);
     let mut new = new_vm("web", "debian");
     new.config = config(serde_json::json!({
         "restart": "on-failure", "rlimits": {"nofile": {"soft": 5, "hard": 9}, "core": {"soft": 0}},

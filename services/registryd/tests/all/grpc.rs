@@ -15,7 +15,7 @@ use volant_proto::registry::v1::{
 };
 
 use crate::{
-    common::{blob_files, bytes, digest, files, manifest, registry, temp_dir},
+    common::{blob_files, bytes, configure, digest, files, manifest, registry, temp_dir},
     web::{Page, Web},
 };
 
@@ -417,6 +417,38 @@ async fn a_vm_is_created_with_a_configuration_and_secrets_and_changed() {
     }
     let missing = daemon.client.get_vm_config(get(9)).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound, "{missing}");
+}
+
+#[tokio::test]
+async fn a_directory_that_the_host_does_not_share_is_refused_at_once() {
+    let mut daemon = Daemon::start().await;
+    daemon.installed("caddy").await;
+    daemon.create("web", "caddy").await.unwrap();
+    let config =
+        br#"{"volumes": [{"name": "www", "target": "/www", "host_path": "/srv/www"}]}"#.to_vec();
+    let create = wire::CreateVmRequest {
+        name: "db".to_owned(),
+        plugin: "caddy".to_owned(),
+        config: config.clone(),
+        ..wire::CreateVmRequest::default()
+    };
+    let set = wire::SetVmConfigRequest {
+        name: "web".to_owned(),
+        config,
+        ..wire::SetVmConfigRequest::default()
+    };
+    let refused = [
+        daemon.client.create_vm(create.clone()).await.unwrap_err(),
+        daemon.client.set_vm_config(set.clone()).await.unwrap_err(),
+    ];
+    for error in refused {
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        assert!(error.message().contains("vm.share_paths"), "{error}");
+    }
+    let allowed = "[vm]\nshare_paths = ['/srv']\n[plugins]\nsignatures = 'off'";
+    configure(&daemon.dir, allowed);
+    daemon.client.create_vm(create).await.unwrap();
+    daemon.client.set_vm_config(set).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! Why a VM was not answered, changed or opened.
 
+use std::path::PathBuf;
+
 use volant_spec::{
     Digest, Name, PluginRef,
+    config::ConfigError,
     vm_config::{
         ConfigConflict, MAX_BYTES, MAX_SECRET_BYTES, MAX_SECRETS_BYTES, SecretName, VmConfigError,
     },
@@ -90,6 +93,30 @@ pub enum VmError {
         secret: SecretName,
         size: u64,
     },
+    #[error(
+        "the VM '{vm}' cannot have the volume '{volume}': this host does not share {}; an administrator can allow it with \
+         vm.share_paths in /etc/volant/volant.toml",
+        path.display()
+    )]
+    NotShared {
+        vm: Name,
+        volume: Name,
+        path: PathBuf,
+    },
+    #[error("cannot tell which directories this host shares")]
+    Host(#[from] ConfigError),
+    #[error(
+        "the volume '{volume}' of the VM '{vm}' cannot share {}: the host allows no such path; name it, or one above it, in \
+         vm.share_paths of /etc/volant/volant.toml, or give the volume a size and copy the files to it",
+        path.display()
+    )]
+    NotShared {
+        vm: Name,
+        volume: Name,
+        path: PathBuf,
+    },
+    #[error("cannot tell which directories the host shares with the VM '{vm}'")]
+    HostConfig { vm: Name, source: ConfigError },
     #[error("the VM '{0}' is not marked as being deleted; delete it instead")]
     NotMarked(Name),
     #[error("all user ids for VMs are used up on this host: no VM can be created any more")]
