@@ -14,7 +14,7 @@ mod exec;
 mod feed;
 mod kin;
 mod listen;
-mod names;
+pub mod names;
 mod pack;
 mod program;
 mod stats;

@@ -247,10 +247,7 @@ fn explain(path: &Path, error: &io::Error) -> Refusal {
 /// Has the child take the terminal on its standard input: after it has begun a session, and as whoever it is by then.
 fn take_terminal(command: &mut Command) {
     // SAFETY: the closure makes one system call, which is async-signal-safe, and allocates nothing.
-    #[allow(
-        unsafe_code,
-        reason = "only the leader of a session can take a terminal"
-    )]
+    #[allow(unsafe_code, reason = "only its leader can take a terminal")]
     unsafe {
         command.pre_exec(|| Ok(ioctl_tiocsctty(io::stdin())?));
     }
