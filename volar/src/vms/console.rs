@@ -29,14 +29,8 @@ pub async fn attach(console: Console, client: &Client, output: &Output) -> Resul
     ];
     let path = format!("/vms/{}/console", console.name);
     let opened = client.socket(&path, &query, PROTOCOL).await;
-    let (sender, receiver) = opened.map_err(|failure| match failure {
-        Failure::Problem(problem)
-            if writes && !console.steal && problem.slug() == "not-possible" =>
-        {
-            Failure::ConsoleTaken(problem)
-        }
-        failure => failure,
-    })?;
+    let may_steal = writes && !console.steal;
+    let (sender, receiver) = opened.map_err(|failure| taken(failure, may_steal))?;
     let typed = terminal::is_typed();
     let escape = console.escape.0.filter(|_| typed);
     if !output.quiet && typed && !console.no_follow {
@@ -74,7 +68,19 @@ pub async fn attach(console: Console, client: &Client, output: &Output) -> Resul
     if was_raw && !output.quiet {
         eprintln!("\ndetached from VM {}", console.name);
     }
-    written.and(ended)
+    written.and(ended.map_err(|failure| taken(failure, may_steal)))
+}
+
+/// A console that somebody else writes to is refused before it is open, or as the first that is said.
+fn taken(failure: Failure, may_steal: bool) -> Failure {
+    match failure {
+        Failure::Problem(problem)
+            if may_steal && matches!(problem.slug(), "not-possible" | "unusable-in-guest") =>
+        {
+            Failure::ConsoleTaken(problem)
+        }
+        failure => failure,
+    }
 }
 
 async fn show(mut receiver: Receiver, out: &mut Out, raw: bool) -> Result<(), Failure> {
