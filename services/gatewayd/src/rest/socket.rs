@@ -140,7 +140,6 @@ async fn carry(
         tokio::pin!(work, writer);
         tokio::select! {
             end = &mut work => {
-                drop(work);
                 match end {
                     End::Gone => end,
                     End::Done | End::Ending => match timeout(LAST_WORDS, writer).await {
