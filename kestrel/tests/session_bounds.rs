@@ -1,5 +1,10 @@
 //! How many sessions there are at a time, and what is left of them: alone in its process, as it counts what that has.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
 #[allow(dead_code, reason = "shared with the tests of sessions")]
 #[path = "session/client.rs"]
 mod client;

@@ -3,11 +3,6 @@
 //! The guest is a thread of its own, and there is one for all tests: it reaps all children of this process, so that no
 //! test may start one itself.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot be set up has failed"
-)]
-
 use std::{
     collections::BTreeMap,
     fs,
