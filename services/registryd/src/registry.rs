@@ -193,38 +193,11 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes sure that the host shares the directories that a configuration asks for. Their links are resolved when the VM
-    /// starts, as its own user.
-    async fn may_share(&self, vm: &Name, config: &VmConfig) -> Result<(), VmError> {
-        let shares = config.volumes.iter().filter_map(|volume| {
-            let path = volume.host_path.as_deref()?;
-            Some((&volume.name, path))
-        });
-        let shares: Vec<_> = shares.collect();
-        if shares.is_empty() {
-            return Ok(());
-        }
-        let trust = self.trust().await;
-        let host = trust.map_err(|source| VmError::HostConfig {
-            vm: vm.clone(),
-            source,
-        })?;
-        match shares.iter().find(|(_, path)| !host.may_share(path)) {
-            None => Ok(()),
-            Some((volume, path)) => Err(VmError::NotShared {
-                vm: vm.clone(),
-                volume: (*volume).clone(),
-                path: path.to_path_buf(),
-            }),
-        }
-    }
-
     /// Defines a VM; durable when answered.
     ///
     /// # Errors
     /// As [`Store::create_vm`].
     pub async fn create_vm(&self, new: NewVm) -> Result<Vm, VmError> {
-        self.may_share(&new.name, &new.config).await?;
         self.check_shares(&new.name, &new.config).await?;
         self.ask(move |store| store.create_vm(&new, jiff::Timestamp::now()))
             .await
@@ -271,7 +244,6 @@ impl Registry {
         name: Name,
         version: Option<u64>,
     ) -> Result<(ConfigVersion, Effective), VmError> {
-        self.may_share(&name, &new.config).await?;
         self.ask(move |store| store.vm_config(&name, version)).await
     }
 

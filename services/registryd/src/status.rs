@@ -38,8 +38,6 @@ pub fn of_vm(error: &VmError) -> Status {
         | VmError::BeingDeleted(_)
         | VmError::Disabled(_)
         | VmError::NotShared { .. }
-        | VmError::HostConfig { .. }
-        | VmError::NotShared { .. }
         | VmError::Unsupported { .. } => Code::FailedPrecondition,
         VmError::Disks { .. } => Code::Internal,
         VmError::UidsUsedUp => Code::ResourceExhausted,

@@ -90,12 +90,6 @@ impl Settings {
 }
 
 impl Trust {
-    /// Whether VMs may share that directory.
-    #[must_use]
-    pub fn may_share(&self, path: &Path) -> bool {
-        self.config.vm.may_share(path)
-    }
-
     #[must_use]
     pub fn requires_signatures(&self) -> bool {
         self.config.plugins.signatures == SignaturePolicy::Require

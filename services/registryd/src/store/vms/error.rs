@@ -105,18 +105,6 @@ pub enum VmError {
     },
     #[error("cannot tell which directories this host shares")]
     Host(#[from] ConfigError),
-    #[error(
-        "the volume '{volume}' of the VM '{vm}' cannot share {}: the host allows no such path; name it, or one above it, in \
-         vm.share_paths of /etc/volant/volant.toml, or give the volume a size and copy the files to it",
-        path.display()
-    )]
-    NotShared {
-        vm: Name,
-        volume: Name,
-        path: PathBuf,
-    },
-    #[error("cannot tell which directories the host shares with the VM '{vm}'")]
-    HostConfig { vm: Name, source: ConfigError },
     #[error("the VM '{0}' is not marked as being deleted; delete it instead")]
     NotMarked(Name),
     #[error("all user ids for VMs are used up on this host: no VM can be created any more")]
