@@ -106,7 +106,7 @@ fn a_seed_is_a_disk_of_its_own() -> Result<()> {
     let site = site()?;
     let host = &site.host;
     host.sh(
-        "echo '{\"cloud_init\": {\"user_data\": {\"content\": \"#cloud-config\\n{}\\n\"}}}' > /root/seed.json && \
+        "cat > /root/seed.json <<'END'\n{\"cloud_init\": {\"user_data\": {\"content\": \"#cloud-config\\n{}\\n\"}}}\nEND\n\
          volar vms create one --plugin server --memory 128 --config /root/seed.json",
     )?;
     let text = inside(
