@@ -216,6 +216,10 @@ async fn without_an_agent_a_call_is_refused_at_once() {
         status.message().contains("agent cannot be reached: "),
         "{status}"
     );
+    face.live.send_modify(|live| live.paused = true);
+    let status = exec(&face, start("cat")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.message(), "the VM is paused");
     let status = exec(&face, exec_request::Message::Signal(1))
         .await
         .unwrap_err();

@@ -203,6 +203,8 @@ async fn a_reboot_starts_the_vmm_again_within_the_same_run() {
         vm.live.borrow().status,
         "booting: waiting for the agent, fake (none) (reboot 1 within a minute)"
     );
+    let said = vm.console.reader(usize::MAX).now().bytes;
+    assert_eq!(said, b"\r\n[the guest was rebooted]\r\n");
     let mut agent = vm.agent().await;
     agent.hello("boot-2").await.unwrap();
     agent.started(43).await;

@@ -97,6 +97,9 @@ impl Service {
         &self,
         ask: Ask,
     ) -> Result<(volant_proto::agent::v1::SessionOpened, Session), Status> {
+        if self.handle.live().borrow().paused {
+            return Err(Status::unavailable("the VM is paused"));
+        }
         let opened = self.sessions.open(ask).await;
         opened.map_err(|error| status::not_opened(&error))
     }

@@ -27,7 +27,7 @@ impl Moving {
     /// Resolves when it is time; never without anybody to decide. May be dropped at its await.
     pub async fn now(&mut self) {
         if self.0.wait_for(|moving| *moving).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -90,6 +90,9 @@ impl Supervisor {
     pub(super) fn launch(&mut self) {
         self.oom_before = self.oom.count();
         self.commands.expect_boot();
+        if self.life.rebooted() > 0 {
+            self.vm.console.mark("the guest was rebooted");
+        }
         match self.vm.spec.try_clone() {
             Ok(spec) => {
                 let hypervisor = Arc::clone(&self.vm.hypervisor);

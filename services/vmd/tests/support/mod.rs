@@ -274,6 +274,7 @@ impl FakeJournal {
 
 /// A VM under supervision.
 pub struct Supervised {
+    pub console: vmd::console::Hub,
     pub folder: tempfile::TempDir,
     pub vmm: FakeHypervisor,
     pub journal: FakeJournal,
@@ -340,6 +341,7 @@ impl Supervised {
             agent::Token::known(TOKEN),
         );
         let (events, happenings) = mpsc::channel(64);
+        let console = vmd::console::Hub::default();
         let vm = supervise::Vm {
             asks,
             events,
@@ -356,7 +358,7 @@ impl Supervised {
             token: agent::Token::known(TOKEN),
             times,
             logs,
-            console: vmd::console::Hub::default(),
+            console: console.clone(),
             live,
         };
         let (stop, asked) = oneshot::channel::<()>();
@@ -368,6 +370,7 @@ impl Supervised {
         };
         let run = tokio::spawn(async move { supervise::run(vm, stop_asked).await.unwrap() });
         Self {
+            console,
             folder,
             vmm: vmm.clone(),
             journal,
