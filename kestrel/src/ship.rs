@@ -20,7 +20,7 @@ use crate::{
 /// The most that one stream carries, and that is kept until the host's answer.
 const PIECE: usize = 256 * 1024;
 /// A host takes so many calls a second and no more.
-const SHORTEST_STREAM: Duration = Duration::from_millis(250);
+const SHORTEST_STREAM: Duration = Duration::from_millis(100);
 /// A stream that carried something and has nothing more ends after this, for its answer.
 const IDLE: Duration = Duration::from_secs(1);
 /// Lines that are on their way from here to the connection at a time.

@@ -61,6 +61,7 @@ pub struct Program {
     config: WorkloadConfig,
     identity: Option<Identity>,
     home: String,
+    root: PathBuf,
     /// Variables whose values are secret.
     secrets: Vec<(String, OsString)>,
 }
@@ -105,6 +106,7 @@ impl Program {
             config,
             identity,
             home,
+            root: root.to_owned(),
             secrets,
         })
     }
@@ -112,6 +114,12 @@ impl Program {
     #[must_use]
     pub fn config(&self) -> &WorkloadConfig {
         &self.config
+    }
+
+    /// Where its `/etc` is.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Whom it runs as; `None`: as the agent.

@@ -67,23 +67,27 @@ async fn a_report_that_met_a_broken_connection_is_told_again() {
     .await;
 }
 
-#[tokio::test]
-async fn lines_come_once_and_in_their_order_however_the_host_ends_its_streams() {
+/// Each case has a runtime of its own: with it ends its reaper, which would take the next one's children.
+async fn lines_come_once_and_in_their_order(lines_per_stream: u64) {
     alone(async {
-        for lines_per_stream in [1, 7, 100] {
-            let mut behaviour = Behaviour::shell("seq 1 200");
-            behaviour.lines_per_stream = lines_per_stream;
-            let mut world = World::begin(behaviour);
-            let facts = world
-                .until(|fact| matches!(fact, Fact::Line(line) if line.line == b"200"))
-                .await;
-            let expected: Vec<_> = (1..=200).map(|number| number.to_string()).collect();
-            assert_eq!(lines(&facts), expected, "{lines_per_stream}");
-            let (rest, _, _) = world.until_the_end().await;
-            assert_eq!(lines(&rest), [""; 0]);
-        }
+        let mut behaviour = Behaviour::shell("seq 1 200");
+        behaviour.lines_per_stream = lines_per_stream;
+        let mut world = World::begin(behaviour);
+        let (facts, _, _) = world.until_the_end().await;
+        let expected: Vec<_> = (1..=200).map(|number| number.to_string()).collect();
+        assert_eq!(lines(&facts), expected);
     })
     .await;
+}
+
+#[tokio::test]
+async fn lines_come_once_to_a_host_that_takes_one_by_a_stream() {
+    lines_come_once_and_in_their_order(1).await;
+}
+
+#[tokio::test]
+async fn lines_come_once_to_a_host_that_takes_some_by_a_stream() {
+    lines_come_once_and_in_their_order(7).await;
 }
 
 #[tokio::test]

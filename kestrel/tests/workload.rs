@@ -1,5 +1,10 @@
 //! How a workload is started again, checked, limited and told of: real processes, against a host in this process.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
 mod common;
 
 use std::{

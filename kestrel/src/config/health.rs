@@ -1,6 +1,6 @@
 //! How the workload's health is found out.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::Ipv6Addr, time::Duration};
 
 use volant_proto::agent::v1::{self, health_check};
 
@@ -36,19 +36,13 @@ pub enum Probe {
 /// What to GET, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpProbe {
-    pub host: HttpHost,
+    /// A name, or an address without brackets.
+    pub host: String,
     pub port: u16,
     /// As in the URL, with its port where it had one.
     pub authority: String,
     /// Path and query, from `/`.
     pub path: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HttpHost {
-    /// IPv4's loopback address, or IPv6's.
-    Localhost,
-    Address(IpAddr),
 }
 
 impl TryFrom<v1::HealthCheck> for HealthConfig {
@@ -59,10 +53,9 @@ impl TryFrom<v1::HealthCheck> for HealthConfig {
             .probe
             .ok_or(ConfigError::Missing("probe of the health check"))?
         {
-            health_check::Probe::HttpUrl(url) => Probe::Http(
-                http(&url)
-                    .ok_or_else(|| invalid("http:// URL of a loopback name or an address", url))?,
-            ),
+            health_check::Probe::HttpUrl(url) => {
+                Probe::Http(http(&url).ok_or_else(|| invalid("http:// URL", url))?)
+            }
             health_check::Probe::TcpPort(port) => match u16::try_from(port) {
                 Ok(port) if port != 0 => Probe::Tcp(port),
                 _ => return Err(invalid("port of a health check", port.to_string())),
@@ -114,9 +107,9 @@ fn http(url: &str) -> Option<HttpProbe> {
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'));
     let host = match bare {
-        Some(v6) => HttpHost::Address(IpAddr::V6(v6.parse().ok()?)),
-        None if host.eq_ignore_ascii_case("localhost") => HttpHost::Localhost,
-        None => HttpHost::Address(IpAddr::V4(host.parse().ok()?)),
+        Some(v6) => v6.parse::<Ipv6Addr>().ok()?.to_string(),
+        None if is_name(host) => host.to_owned(),
+        None => return None,
     };
     let path = if path.starts_with('/') {
         path.to_owned()
@@ -129,6 +122,14 @@ fn http(url: &str) -> Option<HttpProbe> {
         authority: authority.to_owned(),
         path,
     })
+}
+
+/// Whether it is a name or an IPv4 address, by its letters.
+fn is_name(host: &str) -> bool {
+    (1..=253).contains(&host.len())
+        && host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
 #[cfg(test)]
@@ -148,24 +149,20 @@ mod tests {
             ("HTTP://10.0.0.7?a", "10.0.0.7", 80, "/?a"),
             ("http://[::1]:81/", "::1", 81, "/"),
             ("http://[fd00::2]/x:y", "fd00::2", 80, "/x:y"),
+            ("http://db.internal:81", "db.internal", 81, "/"),
         ] {
             let probe = http(url).unwrap();
-            assert_eq!(
-                probe.host,
-                HttpHost::Address(host.parse().unwrap()),
-                "{url}"
-            );
+            assert_eq!(probe.host, host, "{url}");
             assert_eq!((probe.port, probe.path.as_str()), (port, path), "{url}");
         }
         let local = http("http://localhost:8080").unwrap();
-        assert_eq!((local.host, local.port), (HttpHost::Localhost, 8080));
+        assert_eq!((local.host.as_str(), local.port), ("localhost", 8080));
         assert_eq!(local.authority, "localhost:8080");
         for url in [
             "",
             "http://",
             "https://127.0.0.1/",
             "127.0.0.1",
-            "http://example.com/",
             "http://127.0.0.1:0/",
             "http://127.0.0.1:65536/",
             "http://127.0.0.1:/",
@@ -215,7 +212,7 @@ mod tests {
             ),
             (
                 health_check::Probe::HttpUrl("https://localhost".into()),
-                "'https://localhost' is no http:// URL of a loopback name or an address",
+                "'https://localhost' is no http:// URL",
             ),
         ] {
             let error = HealthConfig::try_from(check(probe)).unwrap_err();

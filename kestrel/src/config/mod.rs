@@ -12,7 +12,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use volant_proto::agent::v1;
 
 pub use self::{
-    health::{HealthConfig, HttpHost, HttpProbe, Probe},
+    health::{HealthConfig, HttpProbe, Probe},
     network::{Address, Mac, NetworkConfig},
     rlimit::Rlimit,
     secret::Secret,

@@ -48,11 +48,10 @@ fn status(answer: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HttpHost;
 
     async fn answered(answer: &[u8]) -> (Result<(), String>, String) {
         let probe = HttpProbe {
-            host: HttpHost::Localhost,
+            host: "localhost".into(),
             port: 8080,
             authority: "localhost:8080".into(),
             path: "/healthz?a".into(),

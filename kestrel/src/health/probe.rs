@@ -15,8 +15,9 @@ use tokio::net::TcpStream;
 use super::http;
 use crate::{
     child,
-    config::{HttpHost, Probe},
+    config::Probe,
     reap::{Exit, Reaper},
+    session::names,
     workload::Program,
 };
 
@@ -33,9 +34,12 @@ pub async fn ask(probe: &Probe, program: &Program, reaper: &Arc<Reaper>) -> Resu
     match probe {
         Probe::Tcp(port) => connect(&LOOPBACK, *port).await.map(drop),
         Probe::Http(wanted) => {
-            let connection = match wanted.host {
-                HttpHost::Localhost => connect(&LOOPBACK, wanted.port).await?,
-                HttpHost::Address(address) => connect(&[address], wanted.port).await?,
+            let connection = if wanted.host.eq_ignore_ascii_case("localhost") {
+                connect(&LOOPBACK, wanted.port).await?
+            } else {
+                let found = names::find(&wanted.host, program.root()).await;
+                let addresses = found.map_err(|error| error.to_string())?;
+                connect(&addresses, wanted.port).await?
             };
             http::ask(connection, wanted).await
         }
