@@ -153,7 +153,7 @@ impl Client {
         within(self.reader.next()).await.unwrap()
     }
 
-    /// Reads until what came contains `text`; gives all of it.
+    /// Reads until the output contains `text`; gives all of it.
     pub async fn until(&mut self, text: &str) -> String {
         let mut all = String::new();
         while !all.contains(text) {
@@ -161,7 +161,11 @@ impl Client {
                 .next()
                 .await
                 .unwrap_or_else(|| panic!("it ended: {all}"));
-            assert_eq!(frame.kind, Kind::Output, "after {all}");
+            match frame.kind {
+                Kind::Output => {}
+                Kind::Error => continue,
+                kind => panic!("{kind:?} after {all}"),
+            }
             all.push_str(&String::from_utf8_lossy(&frame.payload));
         }
         all

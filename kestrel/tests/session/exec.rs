@@ -231,7 +231,8 @@ async fn a_host_that_goes_takes_the_whole_session_with_it() {
          sh -c 'while :; do sleep 0.1; done' {marker} & echo ready; \
          while :; do sleep 0.1; done"
     );
-    let wanted = command(&["/bin/sh", "-c", &script, marker]);
+    // Other shells make no groups without a terminal.
+    let wanted = command(&["/bin/bash", "-c", &script, marker]);
     let (mut client, opened) = exec(wanted).await.unwrap();
     client.until("ready").await;
     assert!(processes_with(marker).len() >= 3);

@@ -46,8 +46,11 @@ async fn unpacked(folder: &Path, archive: &[u8]) -> SessionEnd {
     unpack(to(folder), archive).await.unwrap()
 }
 
-/// An archive by hand, as nobody who means well makes it: type, name, target or content.
-fn archive(entries: &[(u8, &[u8], &[u8])]) -> Vec<u8> {
+/// Type, name, target or content.
+type Entries<'a> = &'a [(u8, &'a [u8], &'a [u8])];
+
+/// An archive by hand, as nobody who means well makes it.
+fn archive(entries: Entries<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (kind, name, rest) in entries {
         let is_file = *kind == b'0';
@@ -219,7 +222,7 @@ async fn nothing_is_written_outside_whatever_the_archive_says() {
     let outside = root.path().join("outside");
     let outside_name = outside.to_str().unwrap().as_bytes().to_vec();
     let absolute = [&outside_name[..], b"/absolute"].concat();
-    let refused: [(&[(u8, &[u8], &[u8])], &str); 6] = [
+    let refused: [(Entries<'_>, &str); 6] = [
         (&[(b'0', b"../outside/file", b"x")], "\"..\""),
         (&[(b'0', b"a/../../outside/file", b"x")], "\"..\""),
         (
@@ -278,8 +281,8 @@ async fn a_link_in_the_last_place_is_replaced_and_not_followed() {
 async fn what_is_there_makes_way_or_not_as_is_asked() {
     let root = tempfile::tempdir().unwrap();
     let into = root.path();
-    let file: &[(u8, &[u8], &[u8])] = &[(b'0', b"place", b"file")];
-    let folder: &[(u8, &[u8], &[u8])] = &[(b'5', b"place", b"")];
+    let file: Entries<'_> = &[(b'0', b"place", b"file")];
+    let folder: Entries<'_> = &[(b'5', b"place", b"")];
     let careful = UnpackSession {
         no_overwrite_dir_non_dir: true,
         ..to(into)
