@@ -125,6 +125,12 @@ impl Face {
         let folder = tempfile::tempdir().unwrap();
         let vsock = folder.path().join("vsock");
         play(&vsock, script);
+        Self::on(folder)
+    }
+
+    /// A face on the guest whose vsock is in that folder.
+    pub fn on(folder: tempfile::TempDir) -> Self {
+        let vsock = folder.path().join("vsock");
         let (live, watched) = watch::channel(Live::default());
         let (handle, asks) = Handle::new(watched, vsock, Token::known(TOKEN));
         let hub = Hub::default();
