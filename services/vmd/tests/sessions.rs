@@ -528,7 +528,7 @@ async fn a_connection_ends_one_side_at_a_time() {
                 message: Some(message),
             })
             .await
-            .unwrap()
+            .unwrap();
     };
     let target = ConnectTarget {
         host: String::new(),
