@@ -29,7 +29,7 @@ pub use store::{
     BlobError, Bringer, CREDENTIALS, Collect, Collected, ConfigVersion, DATABASE, Damage,
     FIRST_UID, Incoming, KEPT_CONFIGS, MIGRATIONS, NewConfig, NewPlugin, NewVm, OpenError,
     OpenStoreError, OpenVm, Original, Pinned, Plugin, PluginError, SecretValue, SignedBy, Store,
-    StoreError, UNUSED_FOR, Vm, VmError, uid,
+    StoreError, UNUSED_FOR, Vm, VmDevices, VmError, uid,
 };
 pub use trust::{Admitted, Before, Settings, Trust, TrustError};
 pub use verify::{Finding, VerifyError};

@@ -20,7 +20,7 @@ use crate::{
     status,
     store::{
         BlobError, Collect, Collected, ConfigVersion, NewConfig, NewVm, OpenError, OpenVm,
-        Original, Plugin, PluginError, SecretValue, Store, StoreError, Vm, VmError,
+        Original, Plugin, PluginError, SecretValue, Store, StoreError, Vm, VmDevices, VmError,
     },
     trust::{Settings, Trust},
 };
@@ -320,6 +320,14 @@ impl Registry {
     /// As [`Store::open_vm`].
     pub async fn open_vm(&self, name: Name) -> Result<OpenVm, OpenError> {
         self.ask(move |store| store.open_vm(&name)).await
+    }
+
+    /// What a VM's devices are lent by.
+    ///
+    /// # Errors
+    /// As [`Store::vm_devices`].
+    pub async fn vm_devices(&self, name: Name) -> Result<VmDevices, OpenError> {
+        self.ask(move |store| store.vm_devices(&name)).await
     }
 
     /// Removes what nothing refers to; an upload still waits for its install.

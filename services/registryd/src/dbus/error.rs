@@ -17,6 +17,8 @@ pub enum Error {
     ZBus(zbus::Error),
     /// The caller is no part of a VM's unit.
     NotAVm(String),
+    /// The caller is not root.
+    NotRoot(String),
     NoSuchVm(String),
     BeingDeleted(String),
     ArtifactMissing(String),
@@ -62,7 +64,9 @@ impl From<CallersError> for Error {
         let text = chain(&error);
         match error {
             CallersError::Caller(_) => Self::NotAVm(text),
-            CallersError::Bus(_) | CallersError::NoProcess => Self::Failed(text),
+            CallersError::Bus(_) | CallersError::NoProcess | CallersError::NoUser => {
+                Self::Failed(text)
+            }
         }
     }
 }

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 
 use volant_dbus::registry::{VmDefinition, plugin_path};
+use volant_spec::{Name, name::NameError};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface, message::Header};
 
 use super::{callers::Callers, definition::resolved, error::Error, objects::Objects};
 use crate::{
     Install, Original, Registry, Source,
     status::{self, chain},
+    store::VmDevices,
 };
 
 pub(super) struct Manager {
@@ -44,6 +46,25 @@ impl Manager {
             tracing::warn!("{}", chain(error));
         })?;
         Ok(resolved(open))
+    }
+
+    /// The user of a VM's VMM, and the devices that it is to have and may have. Root alone is told.
+    async fn vm_devices(
+        &self,
+        name: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(u32, Vec<String>, Vec<String>), Error> {
+        let _busy = self.registry.busy();
+        if self.callers.user_of(bus, &header).await? != 0 {
+            let text = "root alone lends devices, and is told of them";
+            return Err(Error::NotRoot(text.to_owned()));
+        }
+        let name: Name = name.parse().map_err(|error: NameError| {
+            Error::Invalid(format!("no VM can be named so: {error}"))
+        })?;
+        let VmDevices { uid, devices } = self.registry.vm_devices(name).await?;
+        Ok((uid, devices.pci, devices.allowlist))
     }
 
     /// Installs a plugin from a URL, an `oci://` reference, a name of an index, or the manifest among the options.

@@ -35,7 +35,7 @@ pub use pins::Pinned;
 pub use plugins::{NewPlugin, Original, Plugin, PluginError, SignedBy};
 pub use vms::{
     CREDENTIALS, ConfigVersion, FIRST_UID, KEPT_CONFIGS, NewConfig, NewVm, OpenError, OpenVm,
-    SecretValue, Vm, VmError, uid,
+    SecretValue, Vm, VmDevices, VmError, uid,
 };
 
 use crate::disks::Disks;

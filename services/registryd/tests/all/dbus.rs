@@ -29,6 +29,11 @@ impl Callers for From {
             None => Err(CallerError::NoVm { pid: 1 }.into()),
         }
     }
+
+    /// What is no VM is root.
+    async fn user_of(&self, _: &Connection, _: &Header<'_>) -> Result<u32, CallersError> {
+        Ok(self.0.map_or(0, |_| FIRST_UID))
+    }
 }
 
 async fn connect(registry: Registry, from: From) -> (dbus::Face, ManagerProxy<'static>) {
@@ -233,6 +238,41 @@ async fn what_cannot_be_opened_is_told_by_a_name() {
         refused(From(Some("web"))).await,
         format!("{prefix}.ArtifactDamaged")
     );
+}
+
+#[tokio::test]
+async fn root_alone_is_told_whose_devices_to_lend() {
+    let dir = temp_dir();
+    let registry = registry(&dir);
+    fill(&registry).await;
+    let mut new = new_vm("gpu", "caddy");
+    new.config = config(serde_json::json!({
+        "devices": {"pci": ["0000:01:00.0"], "allowlist": ["10de:*"]},
+    }));
+    registry.create_vm(new).await.unwrap();
+    let prefix = "com.volantvm.Registry1.Error";
+    {
+        let (_service, proxy) = connect(registry.clone(), From(Some("gpu"))).await;
+        let refused = proxy.vm_devices("gpu").await.unwrap_err();
+        assert_eq!(error_name(&refused), format!("{prefix}.NotRoot"));
+    }
+    let (_service, proxy) = connect(registry.clone(), From(None)).await;
+    let told = proxy.vm_devices("gpu").await.unwrap();
+    let list = |text: &str| vec![text.to_owned()];
+    assert_eq!(told, (FIRST_UID + 3, list("0000:01:00.0"), list("10de:*")));
+    assert_eq!(
+        proxy.vm_devices("web").await.unwrap(),
+        (FIRST_UID + 2, vec![], vec![])
+    );
+    registry.delete_vm("db".parse().unwrap()).await.unwrap();
+    for (name, expected) in [
+        ("db", "BeingDeleted"),
+        ("nobody", "NoSuchVm"),
+        ("../x", "Invalid"),
+    ] {
+        let refused = proxy.vm_devices(name).await.unwrap_err();
+        assert_eq!(error_name(&refused), format!("{prefix}.{expected}"));
+    }
 }
 
 #[tokio::test]

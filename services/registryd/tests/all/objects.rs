@@ -25,6 +25,10 @@ impl Callers for Nobody {
     async fn vm_of(&self, _: &Connection, _: &Header<'_>) -> Result<Name, CallersError> {
         Err(CallerError::NoVm { pid: 1 }.into())
     }
+
+    async fn user_of(&self, _: &Connection, _: &Header<'_>) -> Result<u32, CallersError> {
+        Err(CallersError::NoUser)
+    }
 }
 
 async fn connect(registry: Registry) -> (dbus::Face, Connection) {

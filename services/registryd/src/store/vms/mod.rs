@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 use volant_spec::{
     Manifest, Name, PluginRef,
-    manifest::ManifestError,
+    manifest::{Devices, ManifestError},
     vm_config::{Effective, SecretName, VmConfig},
 };
 
@@ -74,6 +74,13 @@ pub struct OpenVm {
     pub artifacts: Vec<(String, File)>,
     /// Its own: `disk.NAME`.
     pub disks: Vec<(String, File)>,
+}
+
+/// What a VM is to have of the host's devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmDevices {
+    pub uid: u32,
+    pub devices: Devices,
 }
 
 /// Each VM with the newest version of its configuration.
@@ -265,6 +272,24 @@ impl Store {
             artifacts,
             disks,
         })
+    }
+
+    /// What a VM's devices are lent by. Opens nothing.
+    ///
+    /// # Errors
+    /// There is none, it is being deleted, its manifest was changed, or the store failed.
+    pub fn vm_devices(&self, name: &Name) -> Result<VmDevices, OpenError> {
+        let (vm, config, bytes) = self.defined(name)?;
+        let Some(bytes) = bytes else {
+            return Err(OpenError::Manifest {
+                vm: name.clone(),
+                plugin: format!("{}@{}", vm.plugin, vm.plugin_version),
+            });
+        };
+        let manifest = self.parse_stored(name, &bytes)?;
+        let devices = self.effective(name, &config, &manifest)?.devices;
+        let uid = uid(vm.seq).ok_or_else(|| self.no_uid(&vm))?;
+        Ok(VmDevices { uid, devices })
     }
 
     /// A VM that may start, its configuration, and its manifest if that is the one that it was created with.
