@@ -73,6 +73,7 @@ impl Gateway {
         expected: u64,
         reason: &str,
     ) -> Result<Effective, Problem> {
+        self.check_changed_devices(name, config).await?;
         let made = self
             .registry()
             .set_config(name, &bytes(config), expected, reason)
@@ -101,7 +102,9 @@ impl Gateway {
                 );
                 return Err(Problem::new(Kind::VersionConflict, detail));
             }
-            let config = bytes(&change(newest)?);
+            let config = change(newest)?;
+            self.check_changed_devices(name, &config).await?;
+            let config = bytes(&config);
             tries -= 1;
             match self
                 .registry()
@@ -131,6 +134,9 @@ impl Gateway {
     pub(crate) async fn roll_back(&self, name: &Name, version: u64) -> Result<Effective, Problem> {
         let old = self.registry().config(name, version).await?;
         let old = old.config.ok_or_else(left_out)?;
+        if let Ok(config) = VmConfig::parse(or_empty(&old.config)) {
+            self.check_changed_devices(name, &config).await?;
+        }
         let reason = format!("rolled back to {version}");
         let made = self
             .registry()
@@ -263,7 +269,7 @@ pub(crate) fn bytes(config: &VmConfig) -> Vec<u8> {
 }
 
 /// A VM of before configurations has none.
-fn or_empty(config: &[u8]) -> &[u8] {
+pub(crate) fn or_empty(config: &[u8]) -> &[u8] {
     if config.is_empty() { b"{}" } else { config }
 }
 

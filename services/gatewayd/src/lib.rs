@@ -5,6 +5,7 @@
 
 mod config;
 mod deletion;
+pub mod devices;
 mod ended;
 pub mod events;
 pub mod ipam;

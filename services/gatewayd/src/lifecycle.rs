@@ -149,6 +149,7 @@ impl Gateway {
     pub async fn create(&self, new: NewVm) -> Result<view::Vm, Problem> {
         let this = self.clone();
         self.see_through(async move {
+            this.check_new_devices(&new).await?;
             let defined = this.registry().create_vm(&new.request).await?;
             let name = new.name;
             this.events().tell(name.as_str(), "created");

@@ -56,6 +56,7 @@ pub enum Kind {
     WaitTimedOut,
     WaitImpossible,
     NoSuchVersion,
+    NoSuchDevice,
 }
 
 impl Kind {
@@ -211,6 +212,11 @@ impl Kind {
                 "no-such-version",
                 S::NOT_FOUND,
                 "The configuration has no such version",
+            ),
+            Self::NoSuchDevice => (
+                "no-such-device",
+                S::NOT_FOUND,
+                "The host has no such device",
             ),
         }
     }

@@ -4,6 +4,7 @@ mod blobs;
 mod change;
 mod config;
 mod console;
+mod devices;
 mod events;
 mod exec;
 mod extract;
@@ -89,6 +90,9 @@ pub fn router(gateway: Gateway) -> Router {
             "/api/v1/vms/{name}/secrets/{secret}",
             put(config::put_secret).delete(config::remove_secret),
         )
+        .route("/api/v1/devices", get(devices::list))
+        .route("/api/v1/devices/validate", post(devices::validate))
+        .route("/api/v1/devices/{address}", get(devices::show))
         .route("/api/v1/events", get(events::events))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)

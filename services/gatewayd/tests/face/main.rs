@@ -4,6 +4,7 @@
 
 mod client;
 mod config;
+mod devices;
 mod files;
 mod lifecycle;
 mod logs;
