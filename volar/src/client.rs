@@ -69,6 +69,15 @@ impl std::fmt::Debug for NewSecret {
     }
 }
 
+/// Devices of the host that a VM would have.
+#[derive(Debug, Serialize)]
+pub struct Wish {
+    pub pci: Vec<String>,
+    pub allowlist: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Name>,
+}
+
 /// What can be asked of a VM that there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -259,6 +268,28 @@ impl Client {
     pub async fn search(&self, text: &str) -> Result<Value, Failure> {
         let request = self.get("/index/search").query(&[("q", text)]);
         self.json(request).await
+    }
+
+    pub async fn devices(&self) -> Result<Value, Failure> {
+        self.json(self.get("/devices")).await
+    }
+
+    pub async fn device(&self, address: &str) -> Result<Value, Failure> {
+        // What is no address has no place in a path.
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == ':' || c == '.';
+        if !address.contains(is_plain) || !address.chars().all(is_plain) {
+            return Err(Failure::Usage(format!(
+                "'{}' is no PCI address as lspci -D writes it: 0000:01:00.0",
+                address.escape_debug()
+            )));
+        }
+        self.json(self.get(&format!("/devices/{address}"))).await
+    }
+
+    /// What speaks against it.
+    pub async fn validate_devices(&self, wish: &Wish) -> Result<Value, Failure> {
+        let request = self.request(Method::POST, "/devices/validate").json(wish);
+        self.json(request.timeout(LOOK)).await
     }
 
     pub async fn trust(&self) -> Result<Value, Failure> {

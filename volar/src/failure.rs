@@ -75,6 +75,8 @@ pub enum Failure {
     Usage(String),
     #[error("{wrong} of {checked} parts are not as they should be")]
     Unsound { wrong: usize, checked: usize },
+    #[error("{count} {} against it: no VM can have these devices", if *count == 1 { "thing speaks" } else { "things speak" })]
+    NotLendable { count: usize },
     #[error(transparent)]
     Trust(#[from] crate::trust::TrustError),
     #[error("volar setup changes this host, and needs root")]
@@ -172,6 +174,7 @@ impl Failure {
                 "unknown-plugin" | "no-such-plugin" => {
                     Some("volar plugins list shows what is installed")
                 }
+                "no-such-device" => Some("volar devices list shows what this host has"),
                 "not-in-index" => Some(
                     "volar plugins search shows what the indexes have; they are in /etc/volant/volant.toml: \
                      [plugins] indexes",

@@ -5,6 +5,7 @@
 
 pub mod args;
 mod client;
+mod devices;
 mod dial;
 mod failure;
 pub mod host;
@@ -105,6 +106,9 @@ async fn dispatch(args: Args) -> Result<u8, Failures> {
         }
         Command::Plugins(Plugins::Trust(Trust::Remove(keys))) => {
             trust::remove(&keys, &args.host, &output)
+        }
+        Command::Devices(command) => {
+            devices::run(command, &Client::new(&args.host)?, &output).await
         }
         Command::Plugins(command) => {
             plugins::run(command, &Client::new(&args.host)?, &output).await

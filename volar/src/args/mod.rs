@@ -1,6 +1,7 @@
 //! What can be typed. Names and numbers are checked here, before anything is asked.
 
 mod create;
+mod devices;
 mod plugins;
 mod running;
 mod vms;
@@ -11,6 +12,7 @@ use volant_spec::config::{LinkName, Subnet};
 
 pub use crate::host::Host;
 pub use create::{Create, Given, Health, Machine, Workload};
+pub use devices::{Devices, Validate};
 pub use plugins::{AddKey, Install, Plugins, Remove, RemoveKeys, Show, Trust, TrustFolder};
 pub use running::{
     Console, Copy, Escape, Events, Exec, Forward, Logs, Shell, Spec, Stats, Tail, Top,
@@ -80,6 +82,9 @@ pub enum Command {
     /// Creates, runs and deletes VMs
     #[command(subcommand, arg_required_else_help = true)]
     Vms(Vms),
+    /// Shows the PCI devices of the host, and tells which VMs could have
+    #[command(subcommand, arg_required_else_help = true)]
+    Devices(Devices),
     /// Tells the version of this program
     Version,
     /// Connects standard input and output with the API; what -H ssh:// runs on the other machine

@@ -1,5 +1,6 @@
 //! A fake of gatewayd: the REST contract on a Unix socket, over plugins and VMs in memory. It starts nothing.
 
+mod devices;
 mod plugins;
 pub mod running;
 
@@ -58,6 +59,10 @@ pub struct Kept {
     /// The last body that changed a configuration.
     pub config: Value,
     pub secrets: BTreeMap<String, Vec<u8>>,
+    pub devices: Vec<Value>,
+    /// What speaks against every wish for devices, and the last such wish.
+    pub problems: Vec<String>,
+    pub wish: Value,
 }
 
 #[derive(Debug)]
@@ -137,6 +142,7 @@ fn router(kept: Shared) -> Router {
         .route("/api/v1/vms/{name}", get(vm).delete(delete))
         .route("/api/v1/vms/{name}/{verb}", post(change))
         .route("/api/v1/blobs/{digest}", head(blob).put(upload))
+        .merge(devices::router())
         .merge(plugins::router())
         .merge(running::router())
         .layer(DefaultBodyLimit::disable())

@@ -4,6 +4,7 @@
 
 mod config;
 mod copy;
+mod devices;
 mod exec;
 mod fake;
 mod forward;

@@ -36,6 +36,7 @@ impl FakeDeviced {
         }
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "as zbus gives them")]
     fn validate(&self, vm: &str, addresses: Vec<&str>, allowlist: Vec<&str>) -> Vec<String> {
         match allowlist[..] {
             ["10de:*"] => Vec::new(),
