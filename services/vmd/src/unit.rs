@@ -261,6 +261,7 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
             rootfs,
             disks: disks.specs,
             shares: disks.shares,
+            devices: definition.devices,
             nic: Some(Nic {
                 tap,
                 mac: attachment.mac,

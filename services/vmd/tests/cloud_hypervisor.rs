@@ -82,6 +82,7 @@ fn spec(folder: &Path, guest: &str, nic: Option<Nic>) -> MachineSpec {
         rootfs: None,
         disks: Vec::new(),
         shares: Vec::new(),
+        devices: Vec::new(),
         nic,
         cid: 5,
         run_dir: folder.to_owned(),

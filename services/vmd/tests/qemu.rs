@@ -108,6 +108,7 @@ async fn launch_with(
         rootfs: None,
         disks: Vec::new(),
         shares: Vec::new(),
+        devices: Vec::new(),
         nic: None,
         cid: 5,
         run_dir: folder.to_owned(),

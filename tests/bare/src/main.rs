@@ -203,6 +203,7 @@ fn spec(args: &Args, base: &std::path::Path, number: u32) -> Result<MachineSpec>
         rootfs: args.rootfs.as_ref().map(open).transpose()?.map(Into::into),
         disks: disks.specs,
         shares: disks.shares,
+        devices: Vec::new(),
         nic: Some(Nic {
             tap,
             mac: format!("02:00:00:00:00:{number:02x}"),

@@ -6,7 +6,12 @@ use std::time::Duration;
 
 use volant_dbus::{ipam::Attachment, registry::VmDefinition};
 use volant_proto::agent::v1::{NetworkConfig, RootFilesystem, RunConfig, Workload};
-use volant_spec::{Name, Resources, config::Vmm, resources::ResourcesError};
+use volant_spec::{
+    Name, Resources,
+    config::Vmm,
+    manifest::{Devices, DevicesError},
+    resources::ResourcesError,
+};
 
 use crate::hypervisor::ROOTFS_SERIAL;
 
@@ -34,6 +39,8 @@ pub struct Definition {
     pub share: Share,
     /// The secrets that have a variable, too: name and variable; or none.
     pub secrets: Vec<(String, String)>,
+    /// The host's PCI devices that it gets, by address.
+    pub devices: Vec<String>,
     init: String,
     workload: Workload,
 }
@@ -97,6 +104,7 @@ impl Definition {
         if !is_uuid(&wire.uuid) {
             return Err(value(format!("'{}' is no UUID", wire.uuid.escape_debug())));
         }
+        let devices = devices(&wire.pci).map_err(|error| value(error.to_string()))?;
         let workload = workload::workload(&mut wire).map_err(value)?;
         let kernel = match wire.kernel.as_str() {
             "vmlinux" => Kernel::Vmlinux,
@@ -137,6 +145,7 @@ impl Definition {
                 io_weight: wire.io_weight,
             },
             secrets: wire.secrets,
+            devices,
             init: wire.init,
             workload,
         })
@@ -180,6 +189,16 @@ impl Definition {
             ..RunConfig::default()
         }
     }
+}
+
+/// As the kernel writes them, which has them in file names.
+fn devices(pci: &[String]) -> Result<Vec<String>, DevicesError> {
+    let devices = Devices {
+        pci: pci.iter().map(|address| address.to_ascii_lowercase()).collect(),
+        allowlist: Vec::new(),
+    };
+    devices.check()?;
+    Ok(devices.pci)
 }
 
 /// Whether it is written as VMMs and journal fields have it: `01234567-89ab-cdef-0123-456789abcdef`.
@@ -230,12 +249,16 @@ mod tests {
     #[test]
     fn a_wrong_definition_is_told_what_is_wrong() {
         type Spoil = fn(&mut VmDefinition);
-        let cases: [(Spoil, &str); 8] = [
+        let cases: [(Spoil, &str); 9] = [
             (
                 |wire| wire.uuid = "0198,x=y".to_owned(),
                 "'0198,x=y' is no UUID",
             ),
             (|wire| wire.name = "db".to_owned(), "for VM 'db'"),
+            (
+                |wire| wire.pci = vec!["../../x".to_owned()],
+                "'../../x', which is no address",
+            ),
             (|wire| wire.memory_mb = 0, "0 MiB"),
             (|wire| wire.cpu_cores = 0, "0 CPUs"),
             (|wire| wire.vmm = "xen".to_owned(), "vmm 'xen'"),
@@ -253,6 +276,16 @@ mod tests {
             let error = anyhow::Error::new(Definition::parse(&name, wire).unwrap_err());
             assert!(format!("{error:#}").contains(expected), "{error:#}");
         }
+    }
+
+    #[test]
+    fn devices_are_named_as_the_kernel_names_them() {
+        let wire = VmDefinition {
+            pci: vec!["0000:0A:00.0".to_owned()],
+            ..wire()
+        };
+        let definition = Definition::parse(&"web".parse().unwrap(), wire).unwrap();
+        assert_eq!(definition.devices, ["0000:0a:00.0"]);
     }
 
     #[test]

@@ -112,6 +112,7 @@ impl CloudHypervisor {
                 .iter()
                 .map(|share| (share.tag.as_str(), share.socket.as_path()))
                 .collect(),
+            devices: &spec.devices,
             serial: &serial,
             cid: spec.cid,
             vsock: &spec.vsock,

@@ -45,6 +45,9 @@ pub struct MachineSpec {
     /// In the order in which the guest has them, after the root.
     pub disks: Vec<DiskSpec>,
     pub shares: Vec<ShareSpec>,
+    /// PCI devices of the host, by address (`0000:01:00.0`): bound to `vfio-pci`, and their groups' nodes given to the user that
+    /// the VMM runs as.
+    pub devices: Vec<String>,
     /// Absent: no network.
     pub nic: Option<Nic>,
     /// The guest's vsock context id.
@@ -108,6 +111,7 @@ impl MachineSpec {
             rootfs: clone(&self.rootfs)?,
             disks: self.disks.iter().map(disk).collect::<io::Result<_>>()?,
             shares: self.shares.clone(),
+            devices: self.devices.clone(),
             nic,
             cid: self.cid,
             run_dir: self.run_dir.clone(),

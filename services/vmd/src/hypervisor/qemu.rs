@@ -128,6 +128,7 @@ impl Qemu {
                     connection: *connection,
                 })
                 .collect(),
+            devices: &spec.devices,
             console: inherit(&mut command, console_end),
             monitor: inherit(&mut command, monitor_end),
             vsock: inherit(&mut command, vsock),

@@ -323,6 +323,7 @@ impl Supervised {
             rootfs: Some(null()),
             disks: Vec::new(),
             shares: Vec::new(),
+            devices: Vec::new(),
             nic: None,
             cid: 3,
             run_dir: folder.path().to_owned(),

@@ -21,10 +21,15 @@ pub(super) struct Plan<'a> {
     pub disks: Vec<(&'a str, RawFd, bool)>,
     /// Tag, and the socket of its virtiofsd.
     pub shares: Vec<(&'a str, &'a Path)>,
+    /// The host's PCI devices, by address.
+    pub devices: &'a [String],
     pub serial: &'a Path,
     pub cid: u32,
     pub vsock: &'a Path,
 }
+
+/// Where the kernel shows the host's devices.
+const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 
 /// Notices and above go to the console, as with every VMM.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 loglevel=6 panic=-1 reboot=t";
@@ -62,6 +67,10 @@ pub(super) fn machine(plan: &Plan) -> Value {
     if !plan.shares.is_empty() {
         let share = |(tag, socket): &(&str, &Path)| json!({ "id": tag, "tag": tag, "socket": socket, "num_queues": 1, "queue_size": 512 });
         machine["fs"] = plan.shares.iter().map(share).collect();
+    }
+    if !plan.devices.is_empty() {
+        let device = |(number, address): (usize, &String)| json!({ "id": format!("pci-{number}"), "path": format!("{PCI_DEVICES}/{address}") });
+        machine["devices"] = plan.devices.iter().enumerate().map(device).collect();
     }
     machine
 }
@@ -199,6 +208,7 @@ mod tests {
             rootfs: None,
             disks: Vec::new(),
             shares: Vec::new(),
+            devices: &[],
             serial: Path::new("/run/web/serial.sock"),
             cid: 7,
             vsock: Path::new("/run/web/vsock"),
@@ -223,11 +233,14 @@ mod tests {
             "a tap goes by vm.add-net alone"
         );
         assert!(told.pointer("/disks").is_none() && told.pointer("/fs").is_none());
+        assert!(told.pointer("/devices").is_none());
 
         plan.rootfs = Some(12);
         plan.disks = vec![("vol-0", 13, false), ("img-1", 14, true)];
         plan.shares = vec![("share-2", Path::new("/run/web/share-2.sock"))];
         plan.initramfs = None;
+        let devices = ["0000:01:00.0".to_owned(), "0000:02:00.0".to_owned()];
+        plan.devices = &devices;
         let told = machine(&plan);
         for (pointer, expected) in [
             ("/disks/0/path", json!("/proc/self/fd/12")),
@@ -238,6 +251,11 @@ mod tests {
             ("/disks/1/serial", json!("vol-0")),
             ("/disks/1/readonly", json!(false)),
             ("/disks/2/readonly", json!(true)),
+            ("/devices/0/id", json!("pci-0")),
+            (
+                "/devices/1/path",
+                json!("/sys/bus/pci/devices/0000:02:00.0"),
+            ),
             ("/fs/0/tag", json!("share-2")),
             ("/fs/0/socket", json!("/run/web/share-2.sock")),
         ] {

@@ -23,6 +23,8 @@ pub(super) struct Plan<'a> {
     pub rootfs: Option<RawFd>,
     pub disks: Vec<Disk<'a>>,
     pub shares: Vec<Share<'a>>,
+    /// The host's, by address.
+    pub devices: &'a [String],
     pub console: RawFd,
     pub monitor: RawFd,
     pub vsock: RawFd,
@@ -50,11 +52,14 @@ pub(super) struct Share<'a> {
 /// machine has ACPI, so that the guest can be powered off and has a power button; but an ACPI machine without legacy
 /// hardware has no second way to measure the time stamp counter when the first fails, as it does on a busy host, and
 /// its kernel then hangs. `tsc_early_khz` tells it the rate.
-fn kernel_command_line(tsc_khz: Option<u64>) -> String {
+///
+/// Without devices of the host there is no PCI bus, and looking for one costs time.
+fn kernel_command_line(tsc_khz: Option<u64>, has_pci: bool) -> String {
     let tsc = tsc_khz
         .map(|khz| format!(" tsc_early_khz={khz}"))
         .unwrap_or_default();
-    format!("console=ttyS0 loglevel=6 panic=-1 reboot=t pci=off{tsc}")
+    let pci = if has_pci { "" } else { " pci=off" };
+    format!("console=ttyS0 loglevel=6 panic=-1 reboot=t{pci}{tsc}")
 }
 
 /// The arguments that start this machine.
@@ -71,9 +76,11 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     add("-name", format!("guest={},debug-threads=on", plan.name));
     add("-uuid", plan.uuid.to_owned());
+    let has_pci = !plan.devices.is_empty();
+    let bus = if has_pci { ",pcie=on" } else { "" };
     add(
         "-M",
-        "microvm,x-option-roms=off,isa-serial=on,rtc=on,memory-backend=mem".to_owned(),
+        format!("microvm,x-option-roms=off,isa-serial=on,rtc=on,memory-backend=mem{bus}"),
     );
     add("-accel", accel);
     add("-cpu", cpu.to_owned());
@@ -93,7 +100,7 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
     if let Some(initramfs) = plan.initramfs {
         add("-initrd", format!("/proc/self/fd/{initramfs}"));
     }
-    add("-append", kernel_command_line(plan.tsc_khz));
+    add("-append", kernel_command_line(plan.tsc_khz, has_pci));
     add("-chardev", format!("socket,id=console,fd={}", plan.console));
     add("-serial", "chardev:console".to_owned());
     add("-chardev", format!("socket,id=monitor,fd={}", plan.monitor));
@@ -140,6 +147,9 @@ pub(super) fn arguments(plan: &Plan) -> Vec<String> {
                 mac.replace(',', ",,")
             ),
         );
+    }
+    for address in plan.devices {
+        add("-device", format!("vfio-pci,host={address}"));
     }
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.to_owned());
@@ -188,6 +198,7 @@ mod tests {
             rootfs: None,
             disks: Vec::new(),
             shares: Vec::new(),
+            devices: &[],
             console: 12,
             monitor: 13,
             vsock: 14,
@@ -280,6 +291,28 @@ mod tests {
         at(
             "-chardev socket,id=share0,fd=19 -device vhost-user-fs-device,chardev=share0,tag=share-2,",
         );
+    }
+
+    #[test]
+    fn a_machine_has_a_pci_bus_when_it_has_devices_and_only_then() {
+        let name = "web".parse().unwrap();
+        let mut plan = plan(&name, Accel::Kvm, None, None);
+        let without = arguments(&plan).join(" ");
+        assert!(without.contains(" pci=off"), "{without}");
+        assert!(
+            !without.contains("pcie") && !without.contains("vfio"),
+            "{without}"
+        );
+        let devices = ["0000:01:00.0".to_owned(), "0000:01:00.1".to_owned()];
+        plan.devices = &devices;
+        let text = arguments(&plan).join(" ");
+        for part in [
+            "memory-backend=mem,pcie=on ",
+            "-device vfio-pci,host=0000:01:00.0 -device vfio-pci,host=0000:01:00.1",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("pci=off"), "{text}");
     }
 
     #[test]
