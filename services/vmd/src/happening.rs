@@ -7,7 +7,7 @@ use crate::{
     ended::Ended,
     life::News,
     messages::{
-        HEALTHY, PAUSED, READY, REBOOTING, RESIZED, RESUMED, STOPPING, UNHEALTHY,
+        HEALTHY, PAUSED, READY, REBOOTING, RELOADED, RESIZED, RESUMED, STOPPING, UNHEALTHY,
         WORKLOAD_RESTARTING,
     },
 };
@@ -122,6 +122,14 @@ impl Happening {
         .with("restarts", Detail::Number((*restarts).into()))
         .with("exit_code", Detail::Number(exit.code.into()))
         .with("signal", Detail::Number(exit.signal.into()))
+    }
+
+    /// Another supervisor took over, the `generation`th of this run.
+    #[must_use]
+    pub fn reloaded(generation: u32) -> Self {
+        let text = format!("a new vmd took over (the {generation}. of this run)");
+        Self::new("reloaded", Some(RELOADED), text)
+            .with("generation", Detail::Number(generation.into()))
     }
 
     #[must_use]

@@ -1,5 +1,6 @@
 //! What a VM is like now: published by the supervisor, shown on the bus and in `STATUS=`.
 
+use serde::{Deserialize, Serialize};
 use volant_dbus::ipam::Attachment;
 
 use crate::{
@@ -11,11 +12,15 @@ use crate::{
 };
 
 /// A VM as an operator sees it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// Another supervisor that takes over finds in its life, and in [`Live::health`], what is not written down here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Live {
     pub name: String,
     pub uuid: String,
     pub plugin: String,
+    #[serde(skip)]
     pub phase: &'static str,
     pub status: String,
     pub address: String,
@@ -37,8 +42,10 @@ pub struct Live {
     pub reboots: u32,
     pub workload_restarts: u32,
     /// Empty without a health check; `starting`, `healthy`, `unhealthy`.
+    #[serde(skip)]
     pub health: &'static str,
     /// How it ended; empty before.
+    #[serde(skip)]
     pub ended: &'static str,
     /// The workload's, once it ended by itself.
     pub exit_code: Option<u8>,
@@ -97,6 +104,13 @@ impl Live {
         if !self.health.is_empty() {
             self.health = if healthy { "healthy" } else { "unhealthy" };
         }
+    }
+
+    /// The health that was written down; what is none is no health check.
+    pub fn restore_health(&mut self, written: &str) {
+        let known = ["starting", "healthy", "unhealthy"];
+        let health = known.into_iter().find(|known| *known == written);
+        self.health = health.unwrap_or_default();
     }
 
     /// The guest boots anew.

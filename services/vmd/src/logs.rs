@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval},
 };
@@ -111,6 +111,8 @@ enum Item {
         message_id: &'static str,
     },
     Ended(Ended),
+    /// All that came before is written when this is answered.
+    Flush(oneshot::Sender<()>),
     /// Nothing that comes later is written.
     Finish,
 }
@@ -224,6 +226,16 @@ impl Logs {
         self.send(Item::Ended(ended)).await;
     }
 
+    /// Waits until all is written that was said until now; not long for a journal that is behind.
+    pub async fn flush(&self) {
+        let (written, all_written) = oneshot::channel();
+        let flush = async {
+            self.send(Item::Flush(written)).await;
+            let _ = all_written.await;
+        };
+        let _ = tokio::time::timeout(PATIENCE, flush).await;
+    }
+
     fn admit(&self, bytes: usize) -> bool {
         let now = self.begun.elapsed();
         let cost = u32::try_from(bytes)
@@ -283,9 +295,18 @@ async fn write(
             }
         };
         let Some(item) = item else { break };
-        if matches!(item, Item::Finish) {
-            break;
-        }
+        let item = match item {
+            Item::Finish => break,
+            Item::Flush(written) => {
+                // What was dropped is told, as nobody else knows of it.
+                for note in notes(&gate) {
+                    entry(&journal, &labels, &note).await;
+                }
+                let _ = written.send(());
+                continue;
+            }
+            item => item,
+        };
         if !entry(&journal, &labels, &item).await {
             let mut gate = lock(&gate);
             gate.dropped = gate.dropped.saturating_add(1);
@@ -370,7 +391,7 @@ async fn entry(journal: &Journal, labels: &Labels, item: &Item) -> bool {
             ("MESSAGE_ID", *message_id),
             ("VOLANT_EVENT", happening.what),
         ]),
-        Item::Finish => return true,
+        Item::Finish | Item::Flush(_) => return true,
         Item::Ended(ended) => {
             text = ended.to_string();
             fields.extend([

@@ -61,6 +61,19 @@ impl Lines {
         lines
     }
 
+    /// Lines that go on where others stopped.
+    #[must_use]
+    pub fn with_rest(mut rest: Vec<u8>) -> Self {
+        rest.truncate(MAX_LINE - 1);
+        Self { rest }
+    }
+
+    /// What came without a newline yet; it stays.
+    #[must_use]
+    pub fn kept(&self) -> &[u8] {
+        &self.rest
+    }
+
     /// What came without a newline yet.
     pub fn rest(&mut self) -> Option<Vec<u8>> {
         (!self.rest.is_empty()).then(|| std::mem::take(&mut self.rest))

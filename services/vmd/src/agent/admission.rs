@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What the agent of a run is told with its first answer, and sessions open with.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token([u8; Self::LENGTH]);
@@ -72,7 +74,8 @@ pub enum Refusal {
 }
 
 /// A boot of the guest, as its agent tells it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Boot {
     id: Option<String>,
     /// The agent has its first answer.

@@ -48,6 +48,8 @@ const CALLS: Rate = Rate {
 const BEAT: Duration = Duration::from_millis(900);
 const MAX_CAUSE: usize = 1024;
 const MAX_WORD: usize = 64;
+/// For log streams to end.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// How often it is told that somebody else in the guest said hello.
 const TELL: Duration = Duration::from_secs(60);
 
@@ -65,6 +67,10 @@ struct Shared {
     /// Counts the streams of commands; all but the last end.
     watchers: watch::Sender<u64>,
     state: Mutex<State>,
+    /// Another supervisor takes over: no line is taken that could be lost.
+    leaving: watch::Sender<bool>,
+    /// How many streams of log lines are under way.
+    log_streams: watch::Sender<usize>,
     begun: Instant,
 }
 
@@ -116,11 +122,26 @@ impl Commands {
         state.boot = Boot::default();
     }
 
+    /// Ends the agent's streams of log lines, each with the answer how many of its lines were taken: the agent sends the others to
+    /// who takes over. Waits a little for that.
+    pub async fn end_logs(&self) {
+        self.shared.leaving.send_replace(true);
+        let mut streams = self.shared.log_streams.subscribe();
+        let ended = streams.wait_for(|streams| *streams == 0);
+        if tokio::time::timeout(LAST_LINES, ended).await.is_err() {
+            tracing::warn!("the agent's log lines did not end in time: some may come twice");
+        }
+    }
+
+    /// Takes log lines again, as nobody took over.
+    pub fn take_logs(&self) {
+        self.shared.leaving.send_replace(false);
+    }
+
     /// The boot that the agent told of; what a supervisor that takes over must know of it, beside the token.
     #[must_use]
-    pub fn boot_id(&self) -> Option<String> {
-        let state = lock(&self.shared.state);
-        state.boot.id().map(str::to_owned)
+    pub fn boot(&self) -> Boot {
+        lock(&self.shared.state).boot.clone()
     }
 }
 
@@ -135,7 +156,7 @@ impl Agent {
         Self::known(config, token, Boot::default(), logs)
     }
 
-    /// The same for an agent that had its first answer from another supervisor.
+    /// The same for an agent that told another supervisor of its boot.
     #[must_use]
     pub fn known(
         config: RunConfig,
@@ -160,6 +181,8 @@ impl Agent {
             orders: watched,
             watchers: watch::Sender::new(0),
             state: Mutex::new(state),
+            leaving: watch::Sender::new(false),
+            log_streams: watch::Sender::new(0),
             begun: Instant::now(),
         });
         let commands = Commands {
@@ -315,8 +338,18 @@ impl AgentHostService for Agent {
     ) -> Result<Response<SendLogsResponse>, Status> {
         self.admit(&request, None)?;
         let mut lines = request.into_inner();
+        let mut leaving = self.0.leaving.subscribe();
+        // Its sender is ours.
+        let _ = leaving.wait_for(|leaving| !leaving).await;
+        let _under_way = UnderWay::new(&self.0.log_streams);
         let mut taken = 0;
-        while let Some(line) = lines.message().await? {
+        loop {
+            let line = tokio::select! {
+                biased;
+                _ = leaving.wait_for(|leaving| *leaving) => break,
+                line = lines.message() => line?,
+            };
+            let Some(line) = line else { break };
             taken += 1;
             if line.dropped > 0 {
                 self.0.logs.dropped_in_guest(line.dropped);
@@ -358,6 +391,22 @@ impl AgentHostService for Agent {
             },
         );
         Ok(Response::new(Box::pin(commands)))
+    }
+}
+
+/// Counts as long as it lives.
+struct UnderWay<'a>(&'a watch::Sender<usize>);
+
+impl<'a> UnderWay<'a> {
+    fn new(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tonic::transport::Server;
 use volant_proto::agent::v1::{HOST_PORT, agent_host_service_server::AgentHostServiceServer};
@@ -26,7 +27,6 @@ use crate::{ended::WorkloadExit, life::DownReason, logs::Logs};
 /// The largest message of an agent: a log line has 8 KiB.
 const MAX_MESSAGE: usize = 64 * 1024;
 const MAX_STREAMS: u32 = 16;
-const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// What an agent told, checked and cut to size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct Restarting {
 }
 
 /// How the guest is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub memory_total_kib: u64,
     pub memory_available_kib: u64,
@@ -77,6 +77,15 @@ pub struct Heartbeat {
 pub struct ListenError {
     path: PathBuf,
     source: io::Error,
+}
+
+impl ListenError {
+    pub(crate) fn new(path: &Path, source: io::Error) -> Self {
+        Self {
+            path: path.to_owned(),
+            source,
+        }
+    }
 }
 
 /// Where the agent's calls arrive, for a guest whose vsock is `vsock`.
@@ -114,8 +123,6 @@ pub async fn serve(listener: UnixListener, agent: Agent, logs: Logs) {
         .http2_max_header_list_size(8 * 1024)
         .http2_max_pending_accept_reset_streams(Some(16))
         .http2_max_local_error_reset_streams(Some(64))
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
         .serve_with_incoming(
             AgentHostServiceServer::new(agent).max_decoding_message_size(MAX_MESSAGE),
             door.incoming(listener),

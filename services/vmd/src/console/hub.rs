@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::ring::Ring;
@@ -48,6 +49,16 @@ pub(super) struct State {
     dropped: u64,
 }
 
+/// A console for the supervisor that takes over: its readers and its writer come back as new ones.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubState {
+    ring: Ring,
+    line: Vec<u8>,
+    input: VecDeque<u8>,
+    dropped: u64,
+}
+
 /// A reader's place. What it got it does not get again.
 #[derive(Debug)]
 pub struct Reader {
@@ -82,6 +93,40 @@ pub enum WriteError {
 }
 
 impl Hub {
+    /// All that is here of the console.
+    #[must_use]
+    pub fn save(&self) -> HubState {
+        let state = self.state();
+        HubState {
+            ring: state.ring.clone(),
+            line: state.lines.kept().to_vec(),
+            input: state.input.clone(),
+            dropped: state.dropped,
+        }
+    }
+
+    /// The console that an earlier supervisor left.
+    #[must_use]
+    pub fn restore(saved: HubState) -> Self {
+        let hub = Self::default();
+        let HubState {
+            ring,
+            line,
+            input,
+            dropped,
+        } = saved;
+        hub.0.output.send_replace(ring.end());
+        hub.0.waiting.send_replace(input.len());
+        *hub.state() = State {
+            ring,
+            lines: Lines::with_rest(line),
+            input,
+            writers: 0,
+            dropped,
+        };
+        hub
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -323,6 +368,20 @@ mod tests {
         assert_eq!(hub.input(10).await, b"ac");
         hub.wrote(1);
         assert_eq!(hub.input(10).await, b"c");
+    }
+
+    #[tokio::test]
+    async fn a_console_goes_on_where_it_was_left() {
+        let left = Hub::default();
+        assert_eq!(left.heard(b"one\ntw"), [b"one"]);
+        left.writer(false).unwrap().write(b"typed").unwrap();
+        let text = serde_json::to_string(&left.save()).unwrap();
+        let hub = Hub::restore(serde_json::from_str(&text).unwrap());
+        assert_eq!(hub.input(100).await, b"typed");
+        assert_eq!(hub.heard(b"o\n"), [b"two"]);
+        let mut reader = hub.reader(100);
+        assert_eq!(reader.next().await.unwrap().bytes, b"one\ntwo\n");
+        hub.writer(false).unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod hub;
 mod ring;
 
-pub use hub::{Chunk, Hub, MAX_INPUT, Reader, WriteError, Writer};
+pub use hub::{Chunk, Hub, HubState, MAX_INPUT, Reader, WriteError, Writer};
 pub use ring::Ring;
 
 use std::time::Duration;

@@ -10,7 +10,7 @@ mod events;
 use std::{
     io,
     os::{
-        fd::OwnedFd,
+        fd::{OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream as StdUnixStream},
     },
     path::{Path, PathBuf},
@@ -19,13 +19,14 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{
     net::{UnixStream, unix::pipe},
     task::JoinHandle,
     time::timeout,
 };
-use volant_service::inherit;
+use volant_service::{Heirlooms, inherit, inherited};
 use volant_spec::Resources;
 
 use self::{
@@ -36,9 +37,10 @@ use self::{
 use super::{
     Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, ResizeError, VmmExit,
     frames::Frames,
-    process::{Exit, Process},
+    process::{Exit, Process, ProcessState},
     remove,
-    share::Shares,
+    saved::ControlState,
+    share::{ShareState, Shares},
 };
 
 const PROGRAM: &str = "cloud-hypervisor";
@@ -189,6 +191,43 @@ struct CloudHypervisorControl {
     /// Up to what the machine can grow.
     room: Resources,
     ended: Option<VmmExit>,
+}
+
+/// The same for the supervisor that takes over.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CloudHypervisorState {
+    process: ProcessState,
+    shares: Vec<ShareState>,
+    sockets: [PathBuf; 3],
+    api: PathBuf,
+    events: Option<(RawFd, Vec<u8>)>,
+    is_paused: bool,
+    boot: Resources,
+    room: Resources,
+}
+
+/// What an earlier supervisor left.
+pub(super) fn restore(state: CloudHypervisorState) -> io::Result<Box<dyn Control>> {
+    let events = match state.events {
+        Some((events, rest)) => {
+            let events = pipe::Receiver::from_owned_fd(inherited(events)?)?;
+            Some(Frames::with_rest(events, events::MARK, rest))
+        }
+        None => None,
+    };
+    Ok(Box::new(CloudHypervisorControl {
+        process: Process::restore(PROGRAM, state.process)?,
+        shares: Shares::restore(state.shares)?,
+        sockets: state.sockets,
+        api: Api::new(state.api),
+        events,
+        farewell: None,
+        is_paused: state.is_paused,
+        boot: state.boot,
+        room: state.room,
+        ended: None,
+    }))
 }
 
 impl CloudHypervisorControl {
@@ -349,6 +388,30 @@ impl Control for CloudHypervisorControl {
         self.ended = Some(ended.clone());
         self.kill().await;
         ended
+    }
+
+    fn save(&self, heirlooms: &mut Heirlooms) -> io::Result<Option<ControlState>> {
+        let process = self.process.save(heirlooms)?;
+        let shares = self.shares.save(heirlooms)?;
+        let (Some(process), Some(shares), None, None) =
+            (process, shares, &self.farewell, &self.ended)
+        else {
+            return Ok(None);
+        };
+        let events = match &self.events {
+            Some(frames) => Some((heirlooms.keep(frames.get_ref())?, frames.rest().to_vec())),
+            None => None,
+        };
+        Ok(Some(ControlState::cloud_hypervisor(CloudHypervisorState {
+            process,
+            shares,
+            sockets: self.sockets.clone(),
+            api: self.api.socket().to_owned(),
+            events,
+            is_paused: self.is_paused,
+            boot: self.boot,
+            room: self.room,
+        })))
     }
 
     async fn kill(&mut self) {

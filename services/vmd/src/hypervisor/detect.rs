@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
 use volant_spec::config::Vmm;
 
 use super::{CloudHypervisor, Hypervisor, Qemu};
@@ -40,7 +41,7 @@ pub enum Kvm {
 }
 
 /// How a guest's instructions are executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Accel {
     /// By the processor's virtualisation.
     Kvm,
@@ -49,14 +50,14 @@ pub enum Accel {
 }
 
 /// The programs to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Programs {
     CloudHypervisor { program: PathBuf },
     Qemu { program: PathBuf, vsock: PathBuf },
 }
 
 /// A decision, and why it is this one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
     pub programs: Programs,
     pub accel: Accel,

@@ -17,11 +17,25 @@ pub(super) struct Frames<R> {
 
 impl<R: AsyncRead + Unpin> Frames<R> {
     pub(super) fn new(reader: R, mark: &'static [u8]) -> Self {
+        Self::with_rest(reader, mark, Vec::new())
+    }
+
+    /// Goes on where others stopped; `rest` is what they had read already.
+    pub(super) fn with_rest(reader: R, mark: &'static [u8], rest: Vec<u8>) -> Self {
         Self {
             reader,
             mark,
-            buffer: Vec::new(),
+            buffer: rest,
         }
+    }
+
+    /// What was read of the next messages already.
+    pub(super) fn rest(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    pub(super) fn get_ref(&self) -> &R {
+        &self.reader
     }
 
     /// The next message without its mark; none at the stream's end. May be dropped and called again.

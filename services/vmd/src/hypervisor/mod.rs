@@ -4,6 +4,7 @@
 //! journals or units. All drivers give the host the same vsock: the guest's call to CID 2, port P, arrives at
 //! the Unix socket [`MachineSpec::vsock`]`_P`, on which vmd listens before the launch.
 
+mod adopted;
 mod cloud_hypervisor;
 pub mod detect;
 mod frames;
@@ -11,11 +12,15 @@ pub mod kernel_image;
 mod process;
 mod qemu;
 mod qmp;
+mod saved;
 mod share;
+mod spec;
 
 pub use cloud_hypervisor::CloudHypervisor;
 pub use qemu::Qemu;
+pub use saved::ControlState;
 pub use share::real_path;
+pub use spec::SpecState;
 
 use std::{
     fmt, fs, io,
@@ -25,6 +30,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
+use volant_service::Heirlooms;
 use volant_spec::{Name, Resources};
 
 /// How the guest finds the disk that is its root.
@@ -180,6 +186,16 @@ pub trait Control: fmt::Debug + Send {
 
     /// Resolves when the VMM has ended, or a process that it cannot do without. May be dropped and called again.
     async fn wait(&mut self) -> VmmExit;
+
+    /// What a supervisor needs that is executed in this process's place; `None` when it cannot be handed over, as it ends, or as the
+    /// driver knows nothing of it.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    fn save(&self, heirlooms: &mut Heirlooms) -> io::Result<Option<ControlState>> {
+        let _ = heirlooms;
+        Ok(None)
+    }
 
     /// Kills all of the VMM's processes and waits for their end. Does nothing after the end.
     async fn kill(&mut self);

@@ -3,20 +3,25 @@
 use std::{
     collections::VecDeque,
     io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    os::{
+        fd::{OwnedFd, RawFd},
+        unix::process::ExitStatusExt,
+    },
     process::{Command as StdCommand, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncReadExt,
     net::unix::pipe,
     process::{Child, Command},
     task::JoinHandle,
 };
+use volant_service::{Heirlooms, inherited};
 
-use super::{LaunchError, VmmExit};
+use super::{LaunchError, VmmExit, adopted::Adopted};
 
 /// How much of the end of what a process printed is kept.
 const KEPT: usize = 4096;
@@ -30,9 +35,28 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Process {
     program: &'static str,
-    child: Child,
+    child: Kin,
+    /// Where its output is read; `listener` has a copy.
+    output: OwnedFd,
     printed: Arc<Mutex<VecDeque<u8>>>,
     listener: Option<JoinHandle<()>>,
+}
+
+/// How a process is ours.
+#[derive(Debug)]
+enum Kin {
+    Child(Child),
+    /// An earlier supervisor started it, which was this same process.
+    Adopted(Adopted),
+}
+
+/// A running process for the supervisor that takes over.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProcessState {
+    pid: u32,
+    output: RawFd,
+    printed: Vec<u8>,
 }
 
 impl Process {
@@ -47,7 +71,9 @@ impl Process {
             source,
         };
         let (reader, writer) = io::pipe().map_err(output)?;
-        let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).map_err(output)?;
+        let reader = OwnedFd::from(reader);
+        let kept = reader.try_clone().map_err(output)?;
+        let reader = pipe::Receiver::from_owned_fd(reader).map_err(output)?;
         command
             .env_clear()
             .stdin(Stdio::null())
@@ -64,14 +90,54 @@ impl Process {
         })?;
         // Its ends of what the child inherits must close here, else their end is never seen.
         drop(command);
-        let printed = Arc::new(Mutex::new(VecDeque::new()));
-        let listener = tokio::spawn(listen(reader, Arc::clone(&printed)));
-        Ok(Self {
+        let child = Kin::Child(child);
+        Ok(Self::listened_to(
             program,
             child,
+            kept,
+            reader,
+            VecDeque::new(),
+        ))
+    }
+
+    fn listened_to(
+        program: &'static str,
+        child: Kin,
+        output: OwnedFd,
+        reader: pipe::Receiver,
+        printed: VecDeque<u8>,
+    ) -> Self {
+        let printed = Arc::new(Mutex::new(printed));
+        let listener = tokio::spawn(listen(reader, Arc::clone(&printed)));
+        Self {
+            program,
+            child,
+            output,
             printed,
             listener: Some(listener),
-        })
+        }
+    }
+
+    /// What a supervisor needs that takes over in this process; `None` once it ended.
+    pub(super) fn save(&self, heirlooms: &mut Heirlooms) -> io::Result<Option<ProcessState>> {
+        let pid = self.pid();
+        if pid == 0 {
+            return Ok(None);
+        }
+        Ok(Some(ProcessState {
+            pid,
+            output: heirlooms.keep(&self.output)?,
+            printed: lock(&self.printed).iter().copied().collect(),
+        }))
+    }
+
+    /// The process `program` that an earlier supervisor left.
+    pub(super) fn restore(program: &'static str, state: ProcessState) -> io::Result<Self> {
+        let child = Kin::Adopted(Adopted::new(state.pid)?);
+        let output = inherited(state.output)?;
+        let reader = pipe::Receiver::from_owned_fd(output.try_clone()?)?;
+        let printed = state.printed.into();
+        Ok(Self::listened_to(program, child, output, reader, printed))
     }
 
     pub(super) fn program(&self) -> &'static str {
@@ -80,15 +146,21 @@ impl Process {
 
     /// The process id; 0 after the end.
     pub(super) fn pid(&self) -> u32 {
-        self.child.id().unwrap_or(0)
+        match &self.child {
+            Kin::Child(child) => child.id().unwrap_or(0),
+            Kin::Adopted(adopted) => adopted.pid(),
+        }
     }
 
     /// Resolves at the end, when all that was printed is read. May be dropped and called again.
     pub(super) async fn wait(&mut self) -> Exit {
-        let exit = match self.child.wait().await {
-            Ok(status) => Exit::from(status),
-            // Somebody else took its status: all that is known is that it ended.
-            Err(_) => Exit::Code(-1),
+        let exit = match &mut self.child {
+            Kin::Child(child) => match child.wait().await {
+                Ok(status) => Exit::from(status),
+                // Somebody else took its status: all that is known is that it ended.
+                Err(_) => Exit::Code(-1),
+            },
+            Kin::Adopted(adopted) => adopted.wait().await,
         };
         if let Some(listener) = &mut self.listener {
             let _ = tokio::time::timeout(LAST_WORDS, listener).await;
@@ -99,8 +171,11 @@ impl Process {
 
     /// Kills the process, if it still runs, and waits for its end.
     pub(super) async fn kill(&mut self) {
-        // It fails for a process that ended already.
-        let _ = self.child.kill().await;
+        match &mut self.child {
+            // It fails for a process that ended already.
+            Kin::Child(child) => drop(child.kill().await),
+            Kin::Adopted(adopted) => adopted.kill().await,
+        }
     }
 
     /// The last lines that were printed, fit for a message.

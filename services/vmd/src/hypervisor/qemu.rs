@@ -7,6 +7,7 @@ mod arguments;
 mod vsock;
 
 use std::{
+    io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     path::PathBuf,
     process::Command,
@@ -14,23 +15,25 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::{
     net::UnixStream,
     time::{sleep, timeout},
 };
-use volant_service::{TscSample, inherit};
+use volant_service::{Heirlooms, TscSample, inherit};
 use volant_spec::Resources;
 
 use self::{
     arguments::{Disk, Plan, arguments},
-    vsock::Vsock,
+    vsock::{Vsock, VsockState},
 };
 use super::{
     Control, ControlError, Hypervisor, LaunchError, Machine, MachineSpec, ResizeError, VmmExit,
     detect::Accel,
-    process::{Exit, Process},
-    qmp::{Qmp, QmpError, Shutdown},
-    share::Shares,
+    process::{Exit, Process, ProcessState},
+    qmp::{Qmp, QmpError, QmpState, Shutdown},
+    saved::ControlState,
+    share::{ShareState, Shares},
 };
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -190,6 +193,27 @@ struct QemuControl {
     ended: Option<VmmExit>,
 }
 
+/// The same for the supervisor that takes over.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QemuState {
+    qemu: ProcessState,
+    vsock: VsockState,
+    shares: Vec<ShareState>,
+    qmp: QmpState,
+}
+
+/// What an earlier supervisor left.
+pub(super) fn restore(state: QemuState) -> io::Result<Box<dyn Control>> {
+    Ok(Box::new(QemuControl {
+        qemu: Process::restore(QEMU, state.qemu)?,
+        vsock: Vsock::restore(state.vsock)?,
+        shares: Shares::restore(state.shares)?,
+        qmp: Qmp::restore(state.qmp)?,
+        ended: None,
+    }))
+}
+
 impl QemuControl {
     /// Waits for the built machine.
     async fn greet(&mut self) -> Result<(), LaunchError> {
@@ -284,6 +308,22 @@ impl Control for QemuControl {
         self.ended = Some(ended.clone());
         self.kill().await;
         ended
+    }
+
+    fn save(&self, heirlooms: &mut Heirlooms) -> io::Result<Option<ControlState>> {
+        let qemu = self.qemu.save(heirlooms)?;
+        let vsock = self.vsock.save(heirlooms)?;
+        let shares = self.shares.save(heirlooms)?;
+        let (Some(qemu), Some(vsock), Some(shares), None) = (qemu, vsock, shares, &self.ended)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(ControlState::qemu(QemuState {
+            qemu,
+            vsock,
+            shares,
+            qmp: self.qmp.save(heirlooms)?,
+        })))
     }
 
     async fn kill(&mut self) {

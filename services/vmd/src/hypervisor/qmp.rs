@@ -1,12 +1,20 @@
 //! QEMU's machine protocol: the few words of it that we speak and understand.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    os::{fd::RawFd, unix::net::UnixStream as StdUnixStream},
+    time::Duration,
+};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::UnixStream};
+use volant_service::{Heirlooms, inherited};
 
 use super::frames::Frames;
+
+/// Messages are lines.
+const MARK: &[u8] = b"\n";
 
 /// A connection to QEMU's monitor.
 #[derive(Debug)]
@@ -16,8 +24,18 @@ pub(super) struct Qmp {
     shutdown: Option<Shutdown>,
 }
 
+/// A connection for the supervisor that takes over.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QmpState {
+    monitor: RawFd,
+    rest: Vec<u8>,
+    commands: u64,
+    shutdown: Option<Shutdown>,
+}
+
 /// Why QEMU stops the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Shutdown {
     GuestPowerOff,
     GuestReset,
@@ -50,10 +68,32 @@ enum Message {
 impl Qmp {
     pub(super) fn new(stream: UnixStream) -> Self {
         Self {
-            frames: Frames::new(stream, b"\n"),
+            frames: Frames::new(stream, MARK),
             commands: 0,
             shutdown: None,
         }
+    }
+
+    /// What a supervisor needs that takes over in this process.
+    pub(super) fn save(&self, heirlooms: &mut Heirlooms) -> io::Result<QmpState> {
+        Ok(QmpState {
+            monitor: heirlooms.keep(self.frames.get_ref())?,
+            rest: self.frames.rest().to_vec(),
+            commands: self.commands,
+            shutdown: self.shutdown.clone(),
+        })
+    }
+
+    /// The connection that an earlier supervisor left.
+    pub(super) fn restore(state: QmpState) -> io::Result<Self> {
+        let stream = StdUnixStream::from(inherited(state.monitor)?);
+        stream.set_nonblocking(true)?;
+        let stream = UnixStream::from_std(stream)?;
+        Ok(Self {
+            frames: Frames::with_rest(stream, MARK, state.rest),
+            commands: state.commands,
+            shutdown: state.shutdown,
+        })
     }
 
     /// Waits for QEMU's greeting, which comes when its machine is built, and begins.

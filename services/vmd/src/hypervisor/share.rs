@@ -14,12 +14,13 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
-use volant_service::{confine, inherit};
+use volant_service::{Heirlooms, confine, inherit};
 
 use super::{
     LaunchError, MachineSpec, ShareSpec, VmmExit,
-    process::{Exit, Process},
+    process::{Exit, Process, ProcessState},
     remove,
 };
 
@@ -113,7 +114,48 @@ fn is_no_landlock(errno: i32) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Shares(pub Vec<Share>);
 
+/// A share for the supervisor that takes over.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ShareState {
+    tag: String,
+    socket: PathBuf,
+    process: ProcessState,
+}
+
 impl Shares {
+    /// What a supervisor needs that takes over in this process; `None` once one has ended.
+    pub(super) fn save(&self, heirlooms: &mut Heirlooms) -> io::Result<Option<Vec<ShareState>>> {
+        let mut states = Vec::with_capacity(self.0.len());
+        for share in &self.0 {
+            let Some(process) = share.process.save(heirlooms)? else {
+                return Ok(None);
+            };
+            states.push(ShareState {
+                tag: share.tag.clone(),
+                socket: share.socket.clone(),
+                process,
+            });
+        }
+        Ok(Some(states))
+    }
+
+    /// What an earlier supervisor left.
+    pub(super) fn restore(states: Vec<ShareState>) -> io::Result<Self> {
+        let restore = |state: ShareState| {
+            Ok(Share {
+                tag: state.tag,
+                socket: state.socket,
+                process: Process::restore(PROGRAM, state.process)?,
+            })
+        };
+        states
+            .into_iter()
+            .map(restore)
+            .collect::<io::Result<_>>()
+            .map(Self)
+    }
+
     pub(super) fn start(spec: &MachineSpec) -> Result<Self, LaunchError> {
         let start = |share| Share::start(&spec.run_dir, share);
         spec.shares

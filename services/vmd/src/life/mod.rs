@@ -16,10 +16,12 @@
 //! observed: nothing waits for ever, but for somebody who paused it.
 
 mod news;
+mod saved;
 mod terms;
 mod times;
 
 pub use news::{News, news};
+pub use saved::{SavedLife, Unsaved};
 pub use terms::{Denied, DownReason, Effect, Event, Request, Rung, Step};
 pub use times::{BUTTON_PRESSES, STOP_TIMEOUT, Times};
 

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How often the power button is pressed.
 pub const BUTTON_PRESSES: u8 = 3;
 /// What a unit's `TimeoutStopSec=` is where nobody told.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// How long each step may last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Times {
     /// From the VMM's start to the agent's hello.
     pub boot: Duration,

@@ -1,10 +1,10 @@
 //! The VMM in a supervisor's hands: launched, driven, ended.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{Launching, Supervisor};
+use super::{Launching, Supervisor, handover::copy};
 use crate::{
     console,
     hypervisor::{Control, LaunchError, Machine, VmmExit},
@@ -19,6 +19,8 @@ const PRESS: Duration = Duration::from_secs(1);
 pub(super) struct Running {
     pub(super) pid: u32,
     pub(super) control: Box<dyn Control>,
+    /// For who takes over.
+    pub(super) console: OwnedFd,
 }
 
 impl Supervisor {
@@ -27,10 +29,17 @@ impl Supervisor {
         let event = match result {
             Ok(machine) => {
                 let pid = machine.pid;
-                self.vm.live.send_modify(|live| live.vmm_pid = pid);
-                tracing::info!("the VMM runs as process {pid}");
-                self.adopt(machine);
-                Event::Launched
+                match self.adopt(machine) {
+                    Ok(()) => {
+                        self.vm.live.send_modify(|live| live.vmm_pid = pid);
+                        tracing::info!("the VMM runs as process {pid}");
+                        Event::Launched
+                    }
+                    Err(error) => Event::NotLaunched {
+                        missing: false,
+                        cause: format!("cannot keep the console open: {error}"),
+                    },
+                }
             }
             Err(error) => Event::NotLaunched {
                 missing: matches!(error, LaunchError::NotInstalled { .. }),
@@ -40,12 +49,13 @@ impl Supervisor {
         self.observe(event).await;
     }
 
-    fn adopt(&mut self, machine: Machine) {
+    pub(super) fn adopt(&mut self, machine: Machine) -> io::Result<()> {
         let Machine {
             pid,
             console,
             control,
         } = machine;
+        let kept = copy(&console)?;
         let reader = console::serve(
             console,
             self.vm.console.clone(),
@@ -53,7 +63,12 @@ impl Supervisor {
             self.tell_panic.clone(),
         );
         self.console = Some(tokio::spawn(reader));
-        self.machine = Some(Running { pid, control });
+        self.machine = Some(Running {
+            pid,
+            control,
+            console: kept,
+        });
+        Ok(())
     }
 
     pub(super) async fn vmm_ended(&mut self, exit: VmmExit) {

@@ -1,21 +1,30 @@
 //! Carries out what [`crate::life`] decides: one VM, from its launch to its end.
 
 mod facts;
+mod handover;
 mod machine;
 mod wishes;
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+pub use handover::{Busy, Estate, Handover, Handovers, Left, Snapshot, Take, release_signals};
+
+use std::{
+    collections::VecDeque, os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration,
+};
 
 use tokio::{
+    net::UnixListener,
     sync::{mpsc, watch},
     task::{AbortHandle, JoinHandle},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use volant_proto::agent::v1::RunConfig;
 
-use self::machine::{Running, poll_launch, wait};
+use self::{
+    handover::copy,
+    machine::{Running, poll_launch, wait},
+};
 use crate::{
-    agent::{self, Agent, Commands, Fact, ListenError, Token},
+    agent::{self, Agent, Boot, Commands, Fact, ListenError, Token},
     console,
     ended::Ended,
     handle::{Ask, Asks},
@@ -61,31 +70,53 @@ pub struct Vm {
 /// # Errors
 /// Nobody can listen for the agent: nothing was started then.
 pub async fn run(vm: Vm, stop: impl Future<Output = &'static str>) -> Result<Ended, ListenError> {
+    let (_, nobody) = mpsc::channel(1);
+    run_until_taken(vm, stop, nobody).await
+}
+
+/// The same for a VM that others may take over: they ask for it by `handovers`.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn run_until_taken(
+    vm: Vm,
+    stop: impl Future<Output = &'static str>,
+    handovers: Handovers,
+) -> Result<Ended, ListenError> {
     let listener = agent::listen(&vm.spec.vsock)?;
-    let (agent, commands, facts) =
-        Agent::new(vm.run_config.clone(), vm.token.clone(), vm.logs.clone());
-    let server = tokio::spawn(agent::serve(listener, agent, vm.logs.clone()));
-    let _server = AbortOnDrop(server.abort_handle());
     let (life, effects) = Life::begin(vm.times);
-    let (tell_panic, panics) = mpsc::channel(1);
-    let mut supervisor = Supervisor {
-        deadline: Instant::now() + life.patience().unwrap_or_default(),
-        life,
-        begun: Instant::now(),
-        commands,
-        facts,
-        tell_panic,
-        panics,
-        launching: None,
-        machine: None,
-        console: None,
-        oom: OomKills::of_this_unit(),
-        oom_before: 0,
-        pending: VecDeque::new(),
-        vm,
-    };
+    let (mut supervisor, _server) =
+        Supervisor::new(vm, listener, Boot::default(), life, handovers)?;
     supervisor.show();
     supervisor.carry_out(effects).await;
+    Ok(supervisor.supervise(stop).await)
+}
+
+/// Goes on with a VM that another supervisor left, to its end.
+///
+/// # Errors
+/// Nobody can listen for the agent, or to the console.
+pub async fn go_on(
+    vm: Vm,
+    left: Left,
+    stop: impl Future<Output = &'static str>,
+    handovers: Handovers,
+) -> Result<Ended, ListenError> {
+    let path = agent::socket(&vm.spec.vsock);
+    let failed = |source| ListenError::new(&path, source);
+    left.agent.set_nonblocking(true).map_err(failed)?;
+    let listener = UnixListener::from_std(left.agent).map_err(failed)?;
+    let (mut supervisor, _server) =
+        Supervisor::new(vm, listener, left.boot, left.life, handovers)?;
+    let now = Instant::now();
+    supervisor.begun = now.checked_sub(left.elapsed).unwrap_or(now);
+    supervisor.deadline = now + left.left.unwrap_or_default();
+    supervisor.oom_before = left.oom_before;
+    supervisor.adopt(left.machine).map_err(failed)?;
+    supervisor.vm.live.send_modify(|live| live.generation += 1);
+    supervisor.show();
+    let generation = supervisor.vm.live.borrow().generation;
+    supervisor.tell(Happening::reloaded(generation)).await;
     Ok(supervisor.supervise(stop).await)
 }
 
@@ -105,6 +136,9 @@ struct Supervisor {
     deadline: Instant,
     commands: Commands,
     facts: mpsc::Receiver<Fact>,
+    /// The agent's, for who takes over.
+    listener: OwnedFd,
+    handovers: Handovers,
     tell_panic: mpsc::Sender<String>,
     panics: mpsc::Receiver<String>,
     launching: Option<Launching>,
@@ -120,6 +154,7 @@ enum Happened {
     Stop(&'static str),
     Fact(Fact),
     Ask(Ask),
+    Handover(Handover),
     Panic(String),
     Launch(Result<Machine, LaunchError>),
     Exit(VmmExit),
@@ -128,6 +163,45 @@ enum Happened {
 }
 
 impl Supervisor {
+    /// A supervisor that has not begun; the agent is served as long as the second value lives.
+    fn new(
+        vm: Vm,
+        listener: UnixListener,
+        boot: Boot,
+        life: Life,
+        handovers: Handovers,
+    ) -> Result<(Self, AbortOnDrop), ListenError> {
+        let path = agent::socket(&vm.spec.vsock);
+        let kept = copy(&listener).map_err(|source| ListenError::new(&path, source))?;
+        let (agent, commands, facts) = Agent::known(
+            vm.run_config.clone(),
+            vm.token.clone(),
+            boot,
+            vm.logs.clone(),
+        );
+        let server = tokio::spawn(agent::serve(listener, agent, vm.logs.clone()));
+        let (tell_panic, panics) = mpsc::channel(1);
+        let supervisor = Self {
+            deadline: Instant::now() + life.patience().unwrap_or_default(),
+            life,
+            begun: Instant::now(),
+            commands,
+            facts,
+            listener: kept,
+            handovers,
+            tell_panic,
+            panics,
+            launching: None,
+            machine: None,
+            console: None,
+            oom: OomKills::of_this_unit(),
+            oom_before: 0,
+            pending: VecDeque::new(),
+            vm,
+        };
+        Ok((supervisor, AbortOnDrop(server.abort_handle())))
+    }
+
     async fn supervise(mut self, stop: impl Future<Output = &'static str>) -> Ended {
         tokio::pin!(stop);
         let mut stop_asked = false;
@@ -152,6 +226,7 @@ impl Supervisor {
                 launched = poll_launch(&mut self.launching) => Happened::Launch(launched),
                 exit = wait(&mut self.machine) => Happened::Exit(exit),
                 Some(ask) = self.vm.asks.recv() => Happened::Ask(ask),
+                Some(handover) = self.handovers.recv() => Happened::Handover(handover),
                 () = sleep_until(deadline), if self.life.patience().is_some() => Happened::Overdue,
                 _ = tick.tick() => Happened::Tick,
             };
@@ -162,6 +237,13 @@ impl Supervisor {
                 }
                 Happened::Fact(fact) => self.take(fact).await,
                 Happened::Ask(ask) => self.answer(ask).await,
+                Happened::Handover(handover) => {
+                    let listening = (!stop_asked).then(|| stop.as_mut());
+                    if let Some(signal) = self.hand_over(handover, listening).await {
+                        stop_asked = true;
+                        self.stop(signal).await;
+                    }
+                }
                 Happened::Panic(line) => self.observe(Event::Panic(line)).await,
                 Happened::Launch(result) => self.launched(result).await,
                 Happened::Exit(exit) => self.vmm_ended(exit).await,

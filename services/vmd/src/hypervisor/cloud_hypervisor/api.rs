@@ -50,6 +50,10 @@ impl Api {
         Self { socket }
     }
 
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Asks for `act` (`vm.boot`), with `body` and a descriptor where it takes them.
     pub(super) async fn put(
         &self,

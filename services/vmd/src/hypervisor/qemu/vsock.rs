@@ -8,10 +8,16 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
+use volant_service::Heirlooms;
 
 use super::{START_DEADLINE, no_answer};
-use crate::hypervisor::{LaunchError, MachineSpec, process::Process, remove};
+use crate::hypervisor::{
+    LaunchError, MachineSpec,
+    process::{Process, ProcessState},
+    remove,
+};
 
 const PROGRAM: &str = "vhost-device-vsock";
 const HINT: &str = "reinstall the package volant";
@@ -28,7 +34,35 @@ pub(super) struct Vsock {
     guest: PathBuf,
 }
 
+/// The same for the supervisor that takes over.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VsockState {
+    process: ProcessState,
+    vhost: PathBuf,
+    guest: PathBuf,
+}
+
 impl Vsock {
+    /// What a supervisor needs that takes over in this process; `None` once it ended.
+    pub(super) fn save(&self, heirlooms: &mut Heirlooms) -> io::Result<Option<VsockState>> {
+        let process = self.process.save(heirlooms)?;
+        Ok(process.map(|process| VsockState {
+            process,
+            vhost: self.vhost.clone(),
+            guest: self.guest.clone(),
+        }))
+    }
+
+    /// What an earlier supervisor left.
+    pub(super) fn restore(state: VsockState) -> io::Result<Self> {
+        Ok(Self {
+            process: Process::restore(PROGRAM, state.process)?,
+            vhost: state.vhost,
+            guest: state.guest,
+        })
+    }
+
     pub(super) fn start(program: &Path, spec: &MachineSpec) -> Result<Self, LaunchError> {
         let vhost = spec.run_dir.join(VHOST_SOCKET);
         let guest = spec.vsock.clone();
