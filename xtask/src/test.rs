@@ -14,8 +14,12 @@ use crate::{
 pub enum Bench {
     /// From `volar vms create` to ready, beside the bare VMM; memory; ten VMs at once
     Boot,
+    /// Execs and copies in a running VM, beside a bare vsock stream; vmd's memory
+    Exec,
     /// An image of 1 GB to squashfs, beside skopeo, umoci and mksquashfs
     Fledge,
+    /// Fifty small VMs at once (with --rounds, so many): time, and the host's memory for each
+    Many,
 }
 
 /// Runs the tests of each crate, then those of the whole system.
@@ -66,16 +70,21 @@ pub fn run(filter: Option<&str>, system_only: bool) -> Result<()> {
 pub fn bench(what: Bench, rounds: Option<u32>) -> Result<()> {
     prerequisites::need_root("a benchmark of the whole system")?;
     prerequisites::install()?;
+    let packages = || -> Result<_> {
+        package::build()?;
+        Ok((volant_testhost::PACKAGES_VARIABLE, package::folder()))
+    };
     let (name, variables) = match what {
         Bench::Boot => {
-            let needed = needed()?;
-            let mut variables = needed
-                .variables()
-                .map(|(name, path)| (name, path.to_owned()))
-                .to_vec();
-            variables.push((volant_testhost::BARE_VARIABLE, build::bare_vmm()?));
-            ("bench-boot", variables)
+            let bare = (volant_testhost::BARE_VARIABLE, build::bare_vmm()?);
+            ("bench-boot", vec![packages()?, bare])
         }
+        Bench::Exec => {
+            let echo = build::guest_program("echo")?;
+            let echo = (volant_testhost::ECHO_VARIABLE, echo);
+            ("bench-exec", vec![packages()?, echo])
+        }
+        Bench::Many => ("bench-many", vec![packages()?]),
         Bench::Fledge => (
             "bench-fledge",
             vec![("VOLANT_FLEDGE", build::programs()?.join("fledge"))],
@@ -83,7 +92,9 @@ pub fn bench(what: Bench, rounds: Option<u32>) -> Result<()> {
     };
     let rounds = rounds.unwrap_or(match what {
         Bench::Boot => 20,
+        Bench::Exec => 200,
         Bench::Fledge => 3,
+        Bench::Many => 50,
     });
     say::step(format!("Measuring ({rounds} rounds)"));
     say::run(

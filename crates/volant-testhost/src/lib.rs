@@ -10,7 +10,7 @@ mod packages;
 
 pub use host::{Host, Options};
 pub use packages::{
-    BARE_VARIABLE, EXAMPLE_VARIABLE, HOSTILE_VARIABLE, PACKAGES_VARIABLE, Packages,
+    BARE_VARIABLE, ECHO_VARIABLE, EXAMPLE_VARIABLE, HOSTILE_VARIABLE, PACKAGES_VARIABLE, Packages,
 };
 
 use std::{
