@@ -3,6 +3,7 @@
 //! The plugin `hello` is busybox: its web server answers with the guest's name, and fetches another
 //! server's page for whoever asks (by `nc`, as the `wget` of busybox-static crashes in its resolver).
 
+pub mod debian;
 pub mod figures;
 pub mod nginx;
 

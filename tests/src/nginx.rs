@@ -82,7 +82,8 @@ pub fn image() -> Result<PathBuf> {
     Ok(kept)
 }
 
-fn run(folder: &Path, script: &str) -> Result<()> {
+/// Runs a script in a folder; tells what it printed when it failed.
+pub(crate) fn run(folder: &Path, script: &str) -> Result<()> {
     let output = Command::new("sh")
         .args(["-c", script])
         .current_dir(folder)

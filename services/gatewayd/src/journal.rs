@@ -115,6 +115,9 @@ fn arguments(name: &Name, wanted: &Wanted) -> Vec<String> {
     ];
     if wanted.follow {
         arguments.push("--follow".to_owned());
+        // Without it, journalctl follows what /proc calls this boot alone: no older one, and in a container, whose boot id is not
+        // in the /proc of this service's sandbox, nothing.
+        arguments.push("--merge".to_owned());
     }
     // With --follow journalctl shows ten lines where nothing is said.
     match wanted.tail {
@@ -251,6 +254,7 @@ mod tests {
             rest,
             [
                 "--follow",
+                "--merge",
                 "--lines=3",
                 "--since=@1",
                 "_SYSTEMD_UNIT=volant-vm@web.service",

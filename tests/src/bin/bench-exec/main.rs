@@ -25,7 +25,7 @@ const VM: &str = "figures";
 const MEMORY: u32 = 2048;
 const COPY: u64 = 512 << 20;
 /// Copies each way, and bare streams between them.
-const COPIES: u32 = 3;
+const COPIES: u32 = 2;
 const AT_ONCE: usize = 50;
 /// Execs before vmd's memory is measured again.
 const MANY: u32 = 2000;
@@ -266,7 +266,7 @@ impl Copies {
 
 /// Copies, bare streams between them, while a program writes to the VM's log.
 async fn copies(site: &Site, bare: &Bare, vmd: &mut Vmd) -> Result<Copies> {
-    let lines_sent = 300;
+    let lines_sent = 600;
     let writer = format!(
         "i=0; while [ $i -lt {lines_sent} ]; do echo meanwhile $i; usleep 100000; i=$((i+1)); done"
     );
