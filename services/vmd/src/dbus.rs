@@ -237,14 +237,24 @@ impl Vm {
 ///
 /// # Errors
 /// The object is not served on this connection, or the connection is broken.
-pub async fn announce(
+pub fn announce(
     bus: Connection,
+    mut live: watch::Receiver<Live>,
+    happenings: mpsc::Receiver<Happening>,
+) -> impl Future<Output = zbus::Result<()>> + Send {
+    // What is so when this is called is what the bus knows.
+    let told = live.borrow_and_update().clone();
+    tell_all(bus, told, live, happenings)
+}
+
+async fn tell_all(
+    bus: Connection,
+    mut told: Live,
     mut live: watch::Receiver<Live>,
     mut happenings: mpsc::Receiver<Happening>,
 ) -> zbus::Result<()> {
     let object = bus.object_server().interface::<_, Vm>(PATH).await?;
     let emitter = object.signal_emitter();
-    let mut told = live.borrow_and_update().clone();
     loop {
         // What changed is told before what it means, so that whoever hears the one can read the other.
         tokio::select! {

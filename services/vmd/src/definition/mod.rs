@@ -4,6 +4,7 @@ mod workload;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use volant_dbus::{ipam::Attachment, registry::VmDefinition};
 use volant_proto::agent::v1::{NetworkConfig, RootFilesystem, RunConfig, Workload};
 use volant_spec::{
@@ -46,7 +47,7 @@ pub struct Definition {
 }
 
 /// What the unit gets of the host, as systemd's properties have it; 0: as the unit says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
     /// `CPUQuota=`, in percent of one CPU.
     pub cpu_quota_percent: u32,

@@ -14,7 +14,7 @@ pub struct Outbox<W> {
     rest: BytesMut,
 }
 
-impl<W: AsyncWrite + Unpin> Outbox<W> {
+impl<W> Outbox<W> {
     pub fn new(inner: W) -> Self {
         Self::with_rest(inner, BytesMut::new())
     }
@@ -38,6 +38,17 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
         self.rest.put_slice(&frame.payload);
     }
 
+    /// What is not written yet.
+    pub fn rest(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.rest)
+    }
+
+    pub fn get_ref(&self) -> &W {
+        &self.inner
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Outbox<W> {
     /// Writes all that was put in. May be dropped at its await and called again.
     ///
     /// # Errors
@@ -51,15 +62,6 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
         // What a long frame took is given back.
         self.rest = BytesMut::new();
         Ok(())
-    }
-
-    /// What is not written yet.
-    pub fn rest(&self) -> Bytes {
-        Bytes::copy_from_slice(&self.rest)
-    }
-
-    pub fn get_ref(&self) -> &W {
-        &self.inner
     }
 }
 
