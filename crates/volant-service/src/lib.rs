@@ -73,7 +73,10 @@ pub fn extend_timeout(by: Duration) {
     }
 }
 
-/// Resolves at the first `SIGTERM` or `SIGINT`, with the signal's name.
+/// What `machinectl poweroff` sends to a machine's leader: glibc's `SIGRTMIN` and four.
+const SIGRTMIN_4: i32 = 38;
+
+/// Resolves at the first `SIGTERM`, `SIGINT` or `SIGRTMIN+4`, with the signal's name.
 ///
 /// The handlers are installed when this is called, not when it is first polled.
 ///
@@ -82,10 +85,28 @@ pub fn extend_timeout(by: Duration) {
 pub fn shutdown() -> io::Result<impl Future<Output = &'static str> + Send + 'static> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
+    let mut poweroff = signal(SignalKind::from_raw(SIGRTMIN_4))?;
     Ok(async move {
         tokio::select! {
             _ = term.recv() => "SIGTERM",
             _ = int.recv() => "SIGINT",
+            _ = poweroff.recv() => "SIGRTMIN+4",
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_machines_power_off_is_a_shutdown() {
+        let told = shutdown().unwrap();
+        let kill = format!("kill -{SIGRTMIN_4} {}", std::process::id());
+        let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
+        assert!(sent.success());
+        assert_eq!(told.await, "SIGRTMIN+4");
+    }
 }

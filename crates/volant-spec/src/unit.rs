@@ -16,6 +16,18 @@ pub fn vm(name: &Name) -> String {
     format!("volant-vm@{name}.service")
 }
 
+/// The unit that lends a VM the host's devices: `volant-vm-devices@NAME.service`.
+#[must_use]
+pub fn devices(vm: &Name) -> String {
+    format!("volant-vm-devices@{vm}.service")
+}
+
+/// The unit that tells systemd-machined of a VM: `volant-machine@NAME.service`.
+#[must_use]
+pub fn machine(vm: &Name) -> String {
+    format!("volant-machine@{vm}.service")
+}
+
 /// The VM whose unit this is; `None` for any other unit.
 #[must_use]
 pub fn vm_of(unit: &str) -> Option<Name> {
@@ -65,6 +77,7 @@ mod tests {
             "volant-vm@..service",
             "volant-ipamd.service",
             "volant-vm@a.socket",
+            "volant-vm-devices@a.service",
         ] {
             assert_eq!(vm_of(unit), None, "{unit}");
         }

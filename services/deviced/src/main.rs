@@ -64,7 +64,14 @@ async fn main() -> anyhow::Result<()> {
     };
     match args.command {
         Command::Serve { idle_sec } => serve(lender, idle_sec).await,
-        Command::Lend { vm } => lend(&lender, vm).await,
+        Command::Lend { vm } => {
+            let lent = lend(&lender, vm).await;
+            if let Err(error) = &lent {
+                // Whoever had this started tells it on.
+                volant_service::status(&format!("{error:#}"));
+            }
+            lent
+        }
         Command::GiveBack { vm } => lender
             .give_back(&vm)
             .with_context(|| format!("cannot take the devices of VM '{vm}' back")),
