@@ -123,6 +123,7 @@ pub async fn serve(listener: UnixListener, agent: Agent, logs: Logs) {
         .http2_max_header_list_size(8 * 1024)
         .http2_max_pending_accept_reset_streams(Some(16))
         .http2_max_local_error_reset_streams(Some(64))
+        // No keep-alive: a paused guest answers none, and whether it lives its heartbeats tell.
         .serve_with_incoming(
             AgentHostServiceServer::new(agent).max_decoding_message_size(MAX_MESSAGE),
             door.incoming(listener),

@@ -15,6 +15,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::UnixStream,
@@ -260,6 +265,22 @@ impl QemuControl {
     }
 }
 
+impl QemuControl {
+    /// Sends QEMU's process a signal. One that has ended gets none.
+    fn signal(&self, signal: Signal, act: &'static str) -> Result<(), ControlError> {
+        let failed = |errno: Errno| ControlError {
+            program: self.qemu.program(),
+            act,
+            message: errno.to_string(),
+        };
+        // Its number is its own until `Process` has seen its end, and 0 after.
+        match i32::try_from(self.qemu.pid()) {
+            Ok(pid) if pid > 0 => kill(Pid::from_raw(pid), signal).map_err(failed),
+            _ => Err(failed(Errno::ESRCH)),
+        }
+    }
+}
+
 #[async_trait]
 impl Control for QemuControl {
     async fn press_power_button(&mut self) -> Result<(), ControlError> {
@@ -268,11 +289,13 @@ impl Control for QemuControl {
     }
 
     async fn pause(&mut self) -> Result<(), ControlError> {
-        self.command("stop", "pause the guest").await
+        // Not by QMP's `stop`, which stops the vhost-user devices too: vhost-device-vsock then loses, for good, what the host sends
+        // or closes meanwhile. A process that stands still leaves the device at work; what comes waits in the guest's queues.
+        self.signal(Signal::SIGSTOP, "pause the guest")
     }
 
     async fn resume(&mut self) -> Result<(), ControlError> {
-        self.command("cont", "resume the guest").await
+        self.signal(Signal::SIGCONT, "resume the guest")
     }
 
     async fn resize(&mut self, _from: Resources, _to: Resources) -> Result<(), ResizeError> {
