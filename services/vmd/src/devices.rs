@@ -23,6 +23,8 @@ pub enum DevicesError {
     /// The host does not lend them, and says why.
     #[error("{0}")]
     Refused(String),
+    #[error("devices are lent to a VM's unit alone, and systemd does not say that this is it")]
+    NoUnit,
     #[error("cannot have systemd start {unit}")]
     Systemd { unit: String, source: zbus::Error },
     #[error("{unit} did not lend the VM's devices within {} s", DEADLINE.as_secs())]
@@ -68,5 +70,7 @@ async fn restart(bus: &Connection, unit: &str) -> zbus::Result<String> {
             return Ok(told.result);
         }
     }
-    Err(zbus::Error::Failure("the bus closed the connection".to_owned()))
+    Err(zbus::Error::Failure(
+        "the bus closed the connection".to_owned(),
+    ))
 }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | 0 | `stopped`, `guest-power-off`, `workload-exited` with code 0 |
 //! | the workload's | `workload-exited` (128 + n for signal n; 1 for 69 and 78) |
-//! | 69 | `vmm-missing` |
+//! | 69 | `vmm-missing`; or the host does not lend the VM its devices: see [`crate::devices`] |
 //! | 70 | `vmm-failed`, `vmm-crashed` |
 //! | 71 | `kernel-panic` |
 //! | 72 | `no-agent`, `no-workload` |
@@ -23,7 +23,7 @@ use std::fmt;
 
 use crate::{hypervisor::VmmExit, life::Rung};
 
-/// The VMM is not there: another try will not succeed.
+/// The VMM is not there, or the host does not lend what the VM is to have: another try will not succeed.
 pub const EXIT_UNAVAILABLE: u8 = 69;
 /// The host could not prepare the VM; another try may succeed.
 pub const EXIT_UNPREPARED: u8 = 75;

@@ -26,7 +26,24 @@ const MAX_TEXT: u64 = 256 * 1024;
     default_service = "org.freedesktop.systemd1",
     default_path = "/org/freedesktop/systemd1"
 )]
-trait Manager {
+pub(crate) trait Manager {
+    /// Asks for signals: systemd sends them to nobody who did not.
+    fn subscribe(&self) -> zbus::Result<()>;
+
+    /// Queues a job and gives its path.
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+
+    fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+
+    #[zbus(signal)]
+    fn job_removed(
+        &self,
+        id: u32,
+        job: OwnedObjectPath,
+        unit: String,
+        result: String,
+    ) -> zbus::Result<()>;
+
     fn get_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
 
     fn set_unit_properties(
@@ -53,7 +70,13 @@ trait Unit {
     interface = "org.freedesktop.systemd1.Service",
     default_service = "org.freedesktop.systemd1"
 )]
-trait Service {
+pub(crate) trait Service {
+    #[zbus(property(emits_changed_signal = "false"), name = "MainPID")]
+    fn main_pid(&self) -> zbus::Result<u32>;
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn status_text(&self) -> zbus::Result<String>;
+
     #[zbus(property(emits_changed_signal = "false"), name = "TimeoutStopUSec")]
     fn timeout_stop_usec(&self) -> zbus::Result<u64>;
 }
@@ -74,14 +97,11 @@ pub async fn look(bus: &Connection, name: &Name) -> Option<UnitFacts> {
 async fn ask(bus: &Connection, name: &Name) -> zbus::Result<UnitFacts> {
     let manager = ManagerProxy::new(bus).await?;
     let path = manager.get_unit(&unit::vm(name)).await?;
-    // Asked once: their changes are none of ours.
-    let service = ServiceProxy::builder(bus)
-        .path(path.clone())
-        .cache_properties(CacheProperties::No);
+    let service = service_at(bus, path.clone()).await?;
     let unit = UnitProxy::builder(bus)
         .path(path)
         .cache_properties(CacheProperties::No);
-    let (service, unit) = (service.build().await?, unit.build().await?);
+    let unit = unit.build().await?;
     let stop_timeout = service.timeout_stop_usec().await?;
     let (own, others) = unit
         .drop_in_paths()
@@ -95,6 +115,20 @@ async fn ask(bus: &Connection, name: &Name) -> zbus::Result<UnitFacts> {
         texts: files.map(|path| text(Path::new(&path))).collect(),
         own,
     })
+}
+
+/// What systemd knows of a unit that is loaded.
+pub(crate) async fn service<'a>(bus: &'a Connection, unit: &str) -> zbus::Result<ServiceProxy<'a>> {
+    let path = ManagerProxy::new(bus).await?.get_unit(unit).await?;
+    service_at(bus, path).await
+}
+
+async fn service_at(bus: &Connection, path: OwnedObjectPath) -> zbus::Result<ServiceProxy<'_>> {
+    // Asked once: their changes are none of ours.
+    let service = ServiceProxy::builder(bus)
+        .path(path)
+        .cache_properties(CacheProperties::No);
+    service.build().await
 }
 
 /// A file that cannot be read says nothing; that is told, as what it sets may not be respected.

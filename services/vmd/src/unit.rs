@@ -2,6 +2,7 @@
 //! VMM, and only then a guest.
 
 use std::{
+    convert::Infallible,
     fs::{self, DirBuilder, File},
     io,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
@@ -20,13 +21,14 @@ use volant_spec::{
     Config, Name,
     config::{ConfigError, VmDefaults},
 };
-use zbus::{Connection, connection};
+use zbus::Connection;
 
 use crate::{
     agent::{ListenError, Token, TokenError},
     console::Hub,
     dbus::{self, Vm},
     definition::{Definition, Kernel},
+    devices::{self, DevicesError},
     disks,
     ended::{EXIT_UNAVAILABLE, EXIT_UNDEFINED, EXIT_UNPREPARED, Ended},
     grpc::{Parked, Serving},
@@ -37,22 +39,24 @@ use crate::{
     journal::Journal,
     life::{Rung, Times},
     live::Live,
-    logs::{Labels, Limits, Logs},
+    logs::{Labels, Limits, Logs, Writer},
+    machine,
     prepare::{PrepareError, Prepared, prepare},
+    reload::{DocumentError, Estate, Leaver, bus::Bus},
     secrets::{self, SecretsError},
     sockets::{self, Sockets, SocketsError},
     supervise, systemd,
 };
 
-/// For registryd and ipamd, which the bus may have to start first.
-const BUS_TIMEOUT: Duration = Duration::from_secs(60);
 /// For the journal, once the VM has ended.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// For clients to hear of the end.
 const LAST_CALLS: Duration = Duration::from_secs(1);
 /// What happened and is on its way to the bus.
-const HAPPENINGS: usize = 64;
+pub(crate) const HAPPENINGS: usize = 64;
+/// Who wants to take over; they come one by one.
+pub(crate) const HANDOVERS: usize = 1;
 
 /// What vmd is started with.
 #[derive(Clone, Debug)]
@@ -97,6 +101,12 @@ pub enum UnitError {
     RunDir { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Share(#[from] disks::ShareError),
+    #[error("VM '{name}' is to have the host's devices {}, and does not get them", addresses.join(", "))]
+    Devices {
+        name: Name,
+        addresses: Vec<String>,
+        source: DevicesError,
+    },
     #[error("cannot add the file system tools to the initramfs")]
     Tools(#[source] io::Error),
     #[error("cannot reach the journal")]
@@ -109,6 +119,12 @@ pub enum UnitError {
     Sockets(#[from] SocketsError),
     #[error("cannot serve clients")]
     Serve(#[source] io::Error),
+    #[error("cannot tell where this program is")]
+    Program(#[source] io::Error),
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    #[error("cannot take the VM over")]
+    TakeOver(#[source] io::Error),
 }
 
 impl UnitError {
@@ -124,18 +140,26 @@ impl UnitError {
                 SecretsError::Missing(_) | SecretsError::TooLarge | SecretsError::Name(_),
             )
             | Self::Identity(IdentityError::Reserved(_)) => EXIT_UNDEFINED,
-            Self::Vmm(_) => EXIT_UNAVAILABLE,
+            Self::Vmm(_)
+            | Self::Devices {
+                source: DevicesError::Refused(_),
+                ..
+            } => EXIT_UNAVAILABLE,
             Self::Prepare(error) => error.exit_code(),
             Self::Signals(_)
             | Self::Secrets(SecretsError::Read { .. })
             | Self::Bus { .. }
             | Self::Identity(_)
+            | Self::Devices { .. }
             | Self::RunDir { .. }
             | Self::Tools(_)
             | Self::Journal(_)
             | Self::Token(_)
             | Self::Sockets(_)
             | Self::Serve(_)
+            | Self::Program(_)
+            | Self::Document(_)
+            | Self::TakeOver(_)
             | Self::Listen(_) => EXIT_UNPREPARED,
         }
     }
@@ -150,13 +174,22 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
     tokio::pin!(stop);
     let config = Config::load(&settings.config)?;
     volant_service::status("starting: asking for the definition and a network");
+    // Before an upgrade can put another one there, and while this process may still read where it is.
+    let program = std::env::current_exe().map_err(UnitError::Program)?;
     let asked = async {
-        let bus = connect().await?;
+        let bus = Bus::connect().await.map_err(|source| UnitError::Bus {
+            act: "reach",
+            source,
+        })?;
         let (prepared, facts) = tokio::join!(
-            prepare(&settings.name, &bus),
-            systemd::look(&bus, &settings.name)
+            prepare(&settings.name, &bus.connection),
+            systemd::look(&bus.connection, &settings.name)
         );
-        Ok::<_, UnitError>((bus, prepared?, facts))
+        let prepared = prepared?;
+        if !prepared.definition.devices.is_empty() {
+            lend(&bus.connection, &prepared.definition, facts.is_some()).await?;
+        }
+        Ok::<_, UnitError>((bus, prepared, facts))
     };
     let (bus, prepared, facts) = tokio::select! {
         asked = asked => asked?,
@@ -181,7 +214,7 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
     let (events, happenings) = mpsc::channel(HAPPENINGS);
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let secrets = secrets::read(credentials.as_deref(), &definition.secrets)?;
-    let announcer = publish(&bus, &definition.name, &handle, happenings).await?;
+    let announcer = publish(&bus.connection, &definition.name, &handle, happenings).await?;
 
     let sockets = Sockets::make(&sockets::folder(&settings.socket_dir, &definition.name))?;
 
@@ -210,7 +243,7 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
     let choice = detect::choose(definition.vmm, &detect::Facts::gather())?;
     tracing::info!("{}", choice.reason);
     let (accel, reason) = (choice.accel, choice.reason.clone());
-    let hypervisor = choice.hypervisor();
+    let hypervisor = choice.clone().hypervisor();
     live.send_modify(|live| {
         live.vmm = hypervisor.name().to_owned();
         live.vmm_short = format!("{} ({})", hypervisor.name(), accel.as_str());
@@ -229,23 +262,43 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
     let times = times(&config.vm, &definition, stop_timeout);
     // While the guest boots: nothing waits for it.
     let limits = facts.map(|facts| {
+        let told = machine::announce(
+            bus.connection.clone(),
+            definition.name.clone(),
+            handle.live(),
+        );
+        tokio::spawn(told);
         let limits = systemd::Limits {
             facts,
             share: definition.share,
             vmm: hypervisor.name(),
             accel,
         };
-        let held = systemd::hold(bus.clone(), definition.name.clone(), limits, handle.live());
+        let (bus, name) = (bus.connection.clone(), definition.name.clone());
+        let held = systemd::hold(bus, name, limits, handle.live());
         tokio::spawn(held)
     });
     let console = Hub::default();
-    let mut serving = Serving::start(
-        sockets.clients,
-        handle.clone(),
-        console.clone(),
-        Parked::default(),
-    )
-    .map_err(UnitError::Serve)?;
+    let parked = Parked::default();
+    let clients = sockets.clients.try_clone().map_err(UnitError::Serve)?;
+    let serving = Serving::start(clients, handle.clone(), console.clone(), parked.clone())
+        .map_err(UnitError::Serve)?;
+    let (handovers, wanted) = mpsc::channel(HANDOVERS);
+    let leaver = Leaver::new(
+        Estate {
+            settings: settings.clone(),
+            program,
+            labels: labels(&definition),
+            choice,
+            share: definition.share,
+            bus,
+            clients: sockets.clients,
+            control: sockets.control,
+            console: console.clone(),
+            parked,
+        },
+        handovers,
+    );
     let vm = supervise::Vm {
         run_config,
         token,
@@ -275,18 +328,66 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
         console: console.clone(),
         live,
     };
-    let ended = supervise::run(vm, stop).await?;
-    console.close();
-    serving.pause(LAST_CALLS).await;
-    if let Some(limits) = limits {
-        limits.abort();
+    let supervised = supervise::run_until_taken(vm, stop, wanted);
+    let around = Around {
+        _folder: folder,
+        serving,
+        console,
+        writer,
+        announcer,
+        limits,
+        leaver,
+    };
+    around.until_end(supervised).await
+}
+
+/// What there is around a VM's supervisor as long as the VM lives.
+pub(crate) struct Around {
+    pub(crate) _folder: RunDir,
+    pub(crate) serving: Serving,
+    pub(crate) console: Hub,
+    pub(crate) writer: Writer,
+    pub(crate) announcer: JoinHandle<()>,
+    pub(crate) limits: Option<JoinHandle<()>>,
+    pub(crate) leaver: Leaver,
+}
+
+impl Around {
+    /// Waits for the VM's end, and lets everybody hear of it.
+    pub(crate) async fn until_end(
+        self,
+        supervised: impl Future<Output = Result<Ended, ListenError>>,
+    ) -> Result<Ended, UnitError> {
+        let Self {
+            _folder,
+            mut serving,
+            console,
+            writer,
+            announcer,
+            limits,
+            leaver,
+        } = self;
+        let leaving = async {
+            let Err(error) = leaver.serve(&mut serving).await;
+            tracing::error!("this vmd cannot be reloaded: {error}");
+            std::future::pending::<Infallible>().await
+        };
+        let ended = tokio::select! {
+            ended = supervised => ended?,
+            never = leaving => match never {},
+        };
+        console.close();
+        serving.pause(LAST_CALLS).await;
+        if let Some(limits) = limits {
+            limits.abort();
+        }
+        writer.finish(LAST_WORDS).await;
+        // The bus hears of the end, too.
+        if timeout(LAST_WORDS, announcer).await.is_err() {
+            tracing::warn!("the bus did not take the VM's last words");
+        }
+        Ok(ended)
     }
-    writer.finish(LAST_WORDS).await;
-    // The bus hears of the end, too.
-    if timeout(LAST_WORDS, announcer).await.is_err() {
-        tracing::warn!("the bus did not take the VM's last words");
-    }
-    Ok(ended)
 }
 
 fn times(config: &VmDefaults, definition: &Definition, stop: Option<Duration>) -> Times {
@@ -302,13 +403,21 @@ fn times(config: &VmDefaults, definition: &Definition, stop: Option<Duration>) -
     times
 }
 
-async fn connect() -> Result<Connection, UnitError> {
-    let connected = connection::Builder::system()
-        .method_timeout(BUS_TIMEOUT)
-        .build()
-        .await;
-    connected.map_err(|source| UnitError::Bus {
-        act: "reach",
+/// Has the host lend the VM its devices, before this process gives up what it may ask for it with.
+async fn lend(
+    bus: &Connection,
+    definition: &Definition,
+    is_unit: bool,
+) -> Result<(), UnitError> {
+    volant_service::status("starting: asking for the host's devices");
+    let lent = match is_unit {
+        true => devices::lend(bus, &definition.name).await,
+        // The unit that lends them would start the VM's.
+        false => Err(DevicesError::NoUnit),
+    };
+    lent.map_err(|source| UnitError::Devices {
+        name: definition.name.clone(),
+        addresses: definition.devices.clone(),
         source,
     })
 }
@@ -329,12 +438,21 @@ async fn publish(
         act: "own the VM's name on",
         source,
     })?;
-    let (bus, live) = (bus.clone(), handle.live());
-    Ok(tokio::spawn(async move {
-        if let Err(error) = dbus::announce(bus, live, happenings).await {
+    Ok(announce(bus, handle, happenings))
+}
+
+/// Tells the bus what changes from now on.
+pub(crate) fn announce(
+    bus: &Connection,
+    handle: &Handle,
+    happenings: mpsc::Receiver<Happening>,
+) -> JoinHandle<()> {
+    let announced = dbus::announce(bus.clone(), handle.live(), happenings);
+    tokio::spawn(async move {
+        if let Err(error) = announced.await {
             tracing::warn!("cannot tell the bus what changed: {error}");
         }
-    }))
+    })
 }
 
 /// The plugin's `own` kernel, or the one of the host that was chosen.
@@ -372,9 +490,14 @@ fn labels(definition: &Definition) -> Labels {
 }
 
 /// The VM's own folder; it goes with this value.
-struct RunDir(PathBuf);
+pub(crate) struct RunDir(PathBuf);
 
 impl RunDir {
+    /// One that another vmd made.
+    pub(crate) fn existing(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     fn make(parent: &Path, name: &Name) -> Result<Self, UnitError> {
         let path = parent.join(name.as_str());
         let make = || {
