@@ -100,9 +100,12 @@ fn tools() -> Result<PathBuf> {
 }
 
 fn volant(programs: &Path, backends: &[(&str, PathBuf)]) -> Result<Vec<Entry>> {
-    let mut entries: Vec<Entry> = ["vmd", "ipamd", "registryd", "gatewayd", "deviced"]
+    let mut entries: Vec<Entry> = ["ipamd", "registryd", "gatewayd", "deviced"]
         .map(|name| (programs.join(name), format!("usr/lib/volant/{name}"), 0o755))
         .into();
+    // A VM's user must not read it: so the kernel closes a vmd that runs as that user to its VMM, from its first instruction on.
+    let vmd = "usr/lib/volant/vmd".to_owned();
+    entries.push((programs.join("vmd"), vmd, 0o711));
     entries.push((programs.join("volar"), "usr/bin/volar".to_owned(), 0o755));
     for (name, path) in backends {
         entries.push((path.clone(), format!("usr/lib/volant/{name}"), 0o755));

@@ -74,10 +74,17 @@ impl Bus {
 
     /// Starts `vmd web`, with a manager's socket that hears what it says.
     pub fn vmd(&self, config: &Path) -> Vmd {
+        self.vmd_of(Path::new(env!("CARGO_BIN_EXE_vmd")), config)
+    }
+
+    /// The same for another vmd, which looks for programs beside it first.
+    pub fn vmd_of(&self, program: &Path, config: &Path) -> Vmd {
         let path = self.folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        let vmd = Command::new(env!("CARGO_BIN_EXE_vmd"))
+        let beside = program.parent().unwrap().display();
+        let programs = std::env::var("PATH").unwrap_or_default();
+        let vmd = Command::new(program)
             .arg("web")
             .arg("--config")
             .arg(config)
@@ -87,6 +94,7 @@ impl Bus {
             .arg(self.folder.path().join("sockets"))
             .env("DBUS_SYSTEM_BUS_ADDRESS", self.address())
             .env("NOTIFY_SOCKET", &path)
+            .env("PATH", format!("{beside}:{programs}"))
             .env_remove("JOURNAL_STREAM")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

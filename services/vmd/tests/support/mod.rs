@@ -414,14 +414,7 @@ impl Supervised {
     }
 
     pub async fn agent(&self) -> FakeAgent {
-        let path = self.socket();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://vmd");
-        let channel = endpoint.connect_with_connector(connector).await.unwrap();
-        FakeAgent(AgentHostServiceClient::new(channel))
+        FakeAgent::on(self.socket()).await
     }
 
     pub async fn phase(&self, phase: &str) {
@@ -450,6 +443,17 @@ impl Supervised {
 pub struct FakeAgent(pub AgentHostServiceClient<Channel>);
 
 impl FakeAgent {
+    /// One that calls there.
+    pub async fn on(path: PathBuf) -> Self {
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://vmd");
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        Self(AgentHostServiceClient::new(channel))
+    }
+
     pub async fn hello(&mut self, boot: &str) -> Result<HelloResponse, tonic::Status> {
         self.hello_with(boot, PROTOCOL).await
     }
