@@ -10,7 +10,10 @@ use tokio::time::timeout;
 use volant_spec::Name;
 use zbus::Connection;
 
-use crate::systemd::{ManagerProxy, service};
+use crate::{
+    ended::{EXIT_UNAVAILABLE, EXIT_UNPREPARED},
+    systemd::{ManagerProxy, service},
+};
 
 /// Longer than the unit takes to give back what it has, and to lend again.
 const DEADLINE: Duration = Duration::from_secs(150);
@@ -29,6 +32,17 @@ pub enum DevicesError {
     Systemd { unit: String, source: zbus::Error },
     #[error("{unit} did not lend the VM's devices within {} s", DEADLINE.as_secs())]
     Slow { unit: String },
+}
+
+impl DevicesError {
+    /// What vmd exits with: [`EXIT_UNAVAILABLE`] where another try will not succeed.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused(_) => EXIT_UNAVAILABLE,
+            Self::NoUnit | Self::Systemd { .. } | Self::Slow { .. } => EXIT_UNPREPARED,
+        }
+    }
 }
 
 /// Has the host lend the VM `name` its devices, and waits until it has them. Idempotent: what it had is given back first.

@@ -105,7 +105,7 @@ pub enum UnitError {
     Devices {
         name: Name,
         addresses: Vec<String>,
-        source: DevicesError,
+        source: Box<DevicesError>,
     },
     #[error("cannot add the file system tools to the initramfs")]
     Tools(#[source] io::Error),
@@ -140,17 +140,13 @@ impl UnitError {
                 SecretsError::Missing(_) | SecretsError::TooLarge | SecretsError::Name(_),
             )
             | Self::Identity(IdentityError::Reserved(_)) => EXIT_UNDEFINED,
-            Self::Vmm(_)
-            | Self::Devices {
-                source: DevicesError::Refused(_),
-                ..
-            } => EXIT_UNAVAILABLE,
+            Self::Vmm(_) => EXIT_UNAVAILABLE,
+            Self::Devices { source, .. } => source.exit_code(),
             Self::Prepare(error) => error.exit_code(),
             Self::Signals(_)
             | Self::Secrets(SecretsError::Read { .. })
             | Self::Bus { .. }
             | Self::Identity(_)
-            | Self::Devices { .. }
             | Self::RunDir { .. }
             | Self::Tools(_)
             | Self::Journal(_)
@@ -418,7 +414,7 @@ async fn lend(
     lent.map_err(|source| UnitError::Devices {
         name: definition.name.clone(),
         addresses: definition.devices.clone(),
-        source,
+        source: Box::new(source),
     })
 }
 
