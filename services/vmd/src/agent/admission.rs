@@ -162,7 +162,8 @@ mod tests {
         };
         let right: &[u8] = TOKEN.as_bytes();
         let wrong: &[u8] = &[8; Token::LENGTH];
-        let cases: [(&Boot, &str, &[u8], Standing, Result<(), Refusal>); 14] = [
+        type Case<'a> = (&'a Boot, &'a str, &'a [u8], Standing, Result<(), Refusal>);
+        let cases: [Case<'_>; 14] = [
             (&Boot::default(), "a", b"", Vacant, Ok(())),
             (&Boot::default(), "a", b"", Other, Err(OtherConnection)),
             // Nobody has a token before the first answer.
@@ -188,7 +189,7 @@ mod tests {
                 assert_eq!(after.id(), Some(id), "{at}");
             }
         }
-        assert_eq!(TOKEN.is(&right[..31]), false);
+        assert!(!TOKEN.is(&right[..31]));
     }
 
     #[test]

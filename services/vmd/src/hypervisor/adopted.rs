@@ -93,10 +93,6 @@ mod tests {
 
     use super::*;
 
-    #[expect(
-        clippy::zombie_processes,
-        reason = "the one that is tested waits for it"
-    )]
     fn child(script: &str) -> u32 {
         Command::new("/bin/sh")
             .args(["-c", script])

@@ -238,7 +238,7 @@ impl Supervisor {
                 Happened::Fact(fact) => self.take(fact).await,
                 Happened::Ask(ask) => self.answer(ask).await,
                 Happened::Handover(handover) => {
-                    let listening = (!stop_asked).then(|| stop.as_mut());
+                    let listening = (!stop_asked).then_some(stop.as_mut());
                     if let Some(signal) = self.hand_over(handover, listening).await {
                         stop_asked = true;
                         self.stop(signal).await;

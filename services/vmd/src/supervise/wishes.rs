@@ -29,11 +29,11 @@ impl Supervisor {
         for effect in effects {
             match effect {
                 Effect::Pause => {
-                    self.control()?.pause().await.map_err(failed)?;
+                    self.control()?.pause().await.map_err(|error| failed(&error))?;
                     self.observe(Event::Paused).await;
                 }
                 Effect::Resume => {
-                    self.control()?.resume().await.map_err(failed)?;
+                    self.control()?.resume().await.map_err(|error| failed(&error))?;
                     self.commands.set_clock();
                     self.observe(Event::Resumed).await;
                 }
@@ -78,7 +78,7 @@ impl Supervisor {
         let resized = self.control()?.resize(from, to).await;
         resized.map_err(|error| match error {
             ResizeError::Unsupported(why) => HandleError::Unsupported(why),
-            ResizeError::Control(error) => failed(error),
+            ResizeError::Control(error) => failed(&error),
         })?;
         // A reboot starts it with these.
         self.vm.spec.resources = to;
@@ -104,6 +104,6 @@ fn denied(denied: Denied) -> HandleError {
     }
 }
 
-fn failed(error: ControlError) -> HandleError {
+fn failed(error: &ControlError) -> HandleError {
     HandleError::Failed(error.to_string())
 }
