@@ -11,7 +11,10 @@ pub mod agent {
         tonic::include_proto!("volant.agent.v1");
 
         /// The vsock port on which the supervisor listens for its guest's agent (CID 2, the host).
-        pub const HOST_PORT: u32 = 1024;
+        ///
+        /// No VMM counts so far for the host's own ends of connections into the guest: vhost-device-vsock counts from 0, and
+        /// gives up for ever where it meets a port that is in use; Cloud Hypervisor counts from 2³⁰ to 2³¹.
+        pub const HOST_PORT: u32 = (1 << 31) + 1024;
         /// The vsock port on which the agent listens for sessions of its host (`session.proto`).
         pub const SESSION_PORT: u32 = 1025;
         /// The protocol that this build speaks; the supervisor refuses another with a clear word.

@@ -123,6 +123,28 @@ pub fn main_pid(site: &Site, vm: &str) -> Result<u32> {
     Ok(pid)
 }
 
+/// The root of the file system that the main process of a VM's unit sees, as this process sees it.
+///
+/// # Errors
+/// It does not run.
+pub fn inside(vm: &str, pid: u32) -> Result<PathBuf> {
+    let arguments = format!("/usr/lib/volant/vmd\0{vm}\0");
+    for entry in fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        let is_vmd =
+            fs::read(folder.join("cmdline")).is_ok_and(|found| found == arguments.as_bytes());
+        let numbers = fs::read_to_string(folder.join("status")).unwrap_or_default();
+        let is_main = numbers
+            .lines()
+            .filter_map(|line| line.strip_prefix("NSpid:"))
+            .any(|numbers| numbers.split_whitespace().last() == Some(&pid.to_string()));
+        if is_vmd && is_main {
+            return Ok(folder.join("root"));
+        }
+    }
+    anyhow::bail!("there is no vmd of {vm}")
+}
+
 /// How busy the machine was before: the load averages.
 #[must_use]
 pub fn load() -> String {

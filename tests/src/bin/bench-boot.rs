@@ -151,24 +151,24 @@ impl Steps {
             "journalctl --unit volant-vm@bench --output json --no-pager \
              _SYSTEMD_INVOCATION_ID=$(systemctl show volant-vm@bench --property InvocationID --value)",
         )?;
-        let mark = |start: &str| -> Result<f64> {
+        let mark = |starts: &[&str]| -> Result<f64> {
             marks
                 .lines()
                 .filter_map(|line| serde_json::from_str::<Value>(line).ok())
                 .find(|entry| {
-                    entry["MESSAGE"]
-                        .as_str()
-                        .is_some_and(|message| message.starts_with(start))
+                    entry["MESSAGE"].as_str().is_some_and(|message| {
+                        starts.iter().any(|start| message.starts_with(start))
+                    })
                 })
                 .and_then(|entry| entry["__MONOTONIC_TIMESTAMP"].as_str()?.parse().ok())
-                .with_context(|| format!("vmd's journal has no '{start}'"))
+                .with_context(|| format!("vmd's journal has no {starts:?}"))
         };
         let (job, ready) = (
             show("InactiveExitTimestampMonotonic")?,
             show("ActiveEnterTimestampMonotonic")?,
         );
-        let (chosen, launched, hello) =
-            (mark("starting:")?, mark("the VMM runs")?, mark("kestrel ")?);
+        let chosen = mark(&["qemu (", "cloud-hypervisor: "])?;
+        let (launched, hello) = (mark(&["the VMM runs"])?, mark(&["kestrel "])?);
         let part = |from: f64, to: f64| (to - from) / 1000.0;
         Ok(Self([
             part(job, chosen),

@@ -8,7 +8,7 @@
 mod bare;
 mod calls;
 
-use std::{env, fs, path::PathBuf, time::Instant};
+use std::{env, fs, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use bare::Bare;
@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 use volant_testhost::ECHO_VARIABLE;
 use volant_tests::{
     BOOT, Site, eventually,
-    figures::{Arguments, load, main_pid, median, milliseconds, percentile, rollup, verdict},
+    figures::{
+        Arguments, inside, load, main_pid, median, milliseconds, percentile, rollup, verdict,
+    },
 };
 
 const VM: &str = "figures";
@@ -52,7 +54,7 @@ async fn main() -> Result<()> {
         "volar vms create {VM} --plugin figures --cpu 1 --memory {MEMORY}"
     ))?;
     let pid = main_pid(&site, VM)?;
-    let inside = inside(pid)?;
+    let inside = inside(VM, pid)?;
     let bare = Bare(inside.join(format!("run/volant/private/{VM}/vsock")));
     let mut vmd = Vmd::connect(inside.join(format!("run/volant/vm/{VM}/vmd.sock"))).await?;
 
@@ -140,25 +142,6 @@ async fn main() -> Result<()> {
         arguments.keep("exec", &raw)?.display()
     );
     Ok(())
-}
-
-/// The root of vmd's file system, seen from here. `pid` is the throw-away host's number for it.
-fn inside(pid: u32) -> Result<PathBuf> {
-    let arguments = format!("/usr/lib/volant/vmd\0{VM}\0");
-    for entry in fs::read_dir("/proc")? {
-        let folder = entry?.path();
-        let is_vmd =
-            fs::read(folder.join("cmdline")).is_ok_and(|found| found == arguments.as_bytes());
-        let numbers = fs::read_to_string(folder.join("status")).unwrap_or_default();
-        let is_main = numbers
-            .lines()
-            .filter_map(|line| line.strip_prefix("NSpid:"))
-            .any(|numbers| numbers.split_whitespace().last() == Some(&pid.to_string()));
-        if is_vmd && is_main {
-            return Ok(folder.join("root"));
-        }
-    }
-    anyhow::bail!("there is no vmd of {VM}")
 }
 
 #[derive(Debug, Default)]

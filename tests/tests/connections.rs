@@ -1,0 +1,43 @@
+//! Connections into a guest, more than any VMM's count of ports may stumble over.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+};
+
+use anyhow::{Context, Result, ensure};
+use volant_tests::{
+    BOOT, Site,
+    figures::{inside, main_pid},
+};
+
+/// Beyond the port at which the agent called its host once, and at which vhost-device-vsock gave up for ever.
+const CONNECTIONS: u32 = 1100;
+/// Where the agent listens for sessions.
+const PORT: u32 = 1025;
+
+#[test]
+fn a_guest_can_still_be_entered_after_a_thousand_connections() -> Result<()> {
+    let site = Site::new()?;
+    site.create("entered", "hello")?;
+    let root = inside("entered", main_pid(&site, "entered")?)?;
+    let socket = root.join("run/volant/private/entered/vsock");
+    for number in 1..=CONNECTIONS {
+        connect(&socket).with_context(|| format!("connection {number}"))?;
+    }
+    let said = site.host.sh("volar vms exec entered -- echo still here")?;
+    ensure!(said.trim() == "still here", "the guest said {said}");
+    Ok(())
+}
+
+/// Connects to the guest's agent, and closes.
+fn connect(socket: &Path) -> Result<()> {
+    let mut stream = UnixStream::connect(socket).context("cannot connect")?;
+    stream.set_read_timeout(Some(BOOT))?;
+    stream.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
+    let mut answer = [0; 2];
+    stream.read_exact(&mut answer).context("no answer")?;
+    ensure!(answer == *b"OK", "the answer begins with {answer:?}");
+    Ok(())
+}
