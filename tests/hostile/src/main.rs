@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 
 const HOST: u32 = 2;
-const PORT: u32 = 1024;
+const PORT: u32 = (1 << 31) + 1024;
 /// What the host does not take at once is given up: it may be bounding us.
 const SEND: MsgFlags = MsgFlags::MSG_NOSIGNAL.union(MsgFlags::MSG_DONTWAIT);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
