@@ -1,5 +1,7 @@
 //! What a hostile guest could do to vmd: garbage, half-open connections and floods over vsock, and a log without end.
-//! `hostile MODE SECONDS`; it says how far it came and ends.
+//! `hostile MODE SECONDS`; it says how far it came and ends. By the name of QEMU it is a VMM that was taken over.
+
+mod vmm;
 
 use std::{
     env,
@@ -20,7 +22,14 @@ const SEND: MsgFlags = MsgFlags::MSG_NOSIGNAL.union(MsgFlags::MSG_DONTWAIT);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 fn main() -> ExitCode {
+    let name = env::args().next().unwrap_or_default();
+    if name.ends_with("/qemu-system-x86_64") {
+        return vmm::run();
+    }
     let mode = env::args().nth(1).unwrap_or_default();
+    if mode == "attack" {
+        return vmm::attack(&env::args().nth(2).unwrap_or_default());
+    }
     let seconds = env::args()
         .nth(2)
         .and_then(|text| text.parse().ok())
