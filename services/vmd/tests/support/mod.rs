@@ -281,6 +281,7 @@ pub struct Supervised {
     pub live: watch::Receiver<Live>,
     pub handle: Handle,
     pub happenings: mpsc::Receiver<Happening>,
+    pub handovers: mpsc::Sender<supervise::Handover>,
     stop: Option<oneshot::Sender<()>>,
     run: JoinHandle<Ended>,
     writer: Writer,
@@ -369,7 +370,9 @@ impl Supervised {
                 Err(_) => std::future::pending().await,
             }
         };
-        let run = tokio::spawn(async move { supervise::run(vm, stop_asked).await.unwrap() });
+        let (handovers, wanted) = mpsc::channel(1);
+        let run = supervise::run_until_taken(vm, stop_asked, wanted);
+        let run = tokio::spawn(async move { run.await.unwrap() });
         Self {
             console,
             folder,
@@ -378,6 +381,7 @@ impl Supervised {
             live: watched,
             handle,
             happenings,
+            handovers,
             stop: Some(stop),
             run,
             writer,
