@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use volant_testhost::BARE_VARIABLE;
 use volant_tests::{
-    Site,
+    BOOT, Site, eventually,
     figures::{Arguments, load, median, milliseconds, verdict},
 };
 
@@ -190,7 +190,11 @@ fn memory(site: &Site) -> Result<Value> {
             .parse()
             .with_context(|| format!("no PSS of {name}: {text}"))
     };
-    let vm = site.vm("bench")?;
+    // Of its first heartbeat.
+    let vm = eventually("the guest tells of its memory", BOOT, || {
+        let vm = site.vm("bench")?;
+        Ok(vm["memory_total_kib"].is_u64().then_some(vm))
+    })?;
     let size = |path: &str| -> Result<u64> {
         Ok(fs::metadata(site.host.path().join(path))
             .with_context(|| format!("no {path}"))?
