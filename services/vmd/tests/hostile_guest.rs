@@ -15,8 +15,8 @@ use tokio::{
 use tonic::Code;
 use vmd::{ended::Ended, hypervisor::VmmExit};
 use volant_proto::agent::v1::{
-    HeartbeatRequest, SendLogsRequest, WorkloadStarted, report_request::Report,
-    send_logs_request::Stream,
+    HealthChanged, HeartbeatRequest, SendLogsRequest, WorkloadRestarting, WorkloadStarted,
+    report_request::Report, send_logs_request::Stream,
 };
 
 async fn power_off(vmm: &FakeHypervisor, vm: Supervised) -> support::FakeJournal {
@@ -208,6 +208,38 @@ async fn a_flood_of_calls_is_refused() {
 }
 
 #[tokio::test]
+async fn a_flood_of_restarts_and_of_changes_of_health_is_bounded_and_says_nothing_to_a_terminal() {
+    let vmm = FakeHypervisor::new();
+    let (vm, mut agent) = Supervised::running(&vmm, times()).await;
+    let begun = std::time::Instant::now();
+    let mut refused = 0;
+    for round in 0..300_u32 {
+        let report = if round % 2 == 0 {
+            Report::WorkloadRestarting(WorkloadRestarting {
+                restarts: u32::MAX - round,
+                delay_ms: u32::MAX,
+                ..WorkloadRestarting::default()
+            })
+        } else {
+            Report::HealthChanged(HealthChanged {
+                healthy: round % 4 == 1,
+                detail: "\x1b]0;owned\x07".repeat(200),
+            })
+        };
+        if let Err(status) = agent.report(report).await {
+            assert_eq!(status.code(), Code::ResourceExhausted);
+            refused += 1;
+        }
+    }
+    let most = 200 + 20 * (begun.elapsed().as_secs() + 1);
+    assert!(300 - refused <= most, "{refused} were refused");
+    assert!(refused > 0, "all are taken");
+    assert_eq!(vm.live.borrow().phase, "running");
+    let journal = power_off(&vmm, vm).await;
+    assert_eq!(journal.count("\x1b"), 0);
+}
+
+#[tokio::test]
 async fn a_message_that_is_too_large_is_refused() {
     let vmm = FakeHypervisor::new();
     let (vm, mut agent) = Supervised::running(&vmm, times()).await;
@@ -234,6 +266,8 @@ async fn a_flood_of_lines_is_bounded_and_told() {
     agent.0.send_logs(tokio_stream::iter(lines)).await.unwrap();
     let seconds = begun.elapsed().as_secs() + 1;
     let journal = power_off(&vmm, vm).await;
+    // Its reader may be behind.
+    journal.has(&["VOLANT_EVENT=ended"]).await;
     let kept = journal.count("MESSAGE=line ");
     assert!(kept >= 20_000, "{kept}");
     assert!(kept as u64 <= 20_000 + 5_000 * seconds, "{kept}");
