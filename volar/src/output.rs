@@ -223,12 +223,14 @@ fn written(
     }
 }
 
-/// The text without control characters: a guest has its say in some of them, and none over a terminal.
+/// The text without control characters, nor those that turn its direction: a guest has its say in some of them, and none
+/// over a terminal.
 #[must_use]
 pub fn visible(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
-            let harmless = !c.is_control() || c == '\n' || c == '\t';
+            let deceives = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let harmless = (!c.is_control() && !deceives) || c == '\n' || c == '\t';
             let escaped = (!harmless).then(|| c.escape_default());
             harmless
                 .then_some(c)
@@ -264,6 +266,7 @@ mod tests {
     #[test]
     fn a_guest_has_no_say_over_the_terminal() {
         assert_eq!(visible("a\x1b[2Jb\u{9b}c\n\t"), "a\\u{1b}[2Jb\\u{9b}c\n\t");
+        assert_eq!(visible("a\u{202e}txt.exe"), "a\\u{202e}txt.exe");
     }
 
     #[test]
