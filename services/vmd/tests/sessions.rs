@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use volant_proto::{
     agent::v1::{
-        GuestStats, PathInfo, ProcessStats, SessionEnd, SessionOpened, SessionRefused, WindowSize,
+        FilesystemStats, GuestStats, PathInfo, ProcessStats, SessionEnd, SessionOpened, SessionRefused, WindowSize,
         session_refused, session_request::Session as Ask,
     },
     vm::v1::{
@@ -559,7 +559,9 @@ async fn the_guests_own_figures_are_shown_and_its_words_made_harmless() {
         };
         let stats = GuestStats {
             cpus: 2,
-            processes: vec![process],
+            // More than anybody asks for.
+            processes: vec![process; 1000],
+            filesystems: vec![FilesystemStats::default(); 1000],
             ..GuestStats::default()
         };
         let opened = SessionOpened {
@@ -578,4 +580,5 @@ async fn the_guests_own_figures_are_shown_and_its_words_made_harmless() {
     let stats = stats.into_inner();
     assert_eq!(stats.cpus, 2);
     assert_eq!(stats.processes[0].command, "a\\u{7}b");
+    assert_eq!((stats.processes.len(), stats.filesystems.len()), (1, 64));
 }

@@ -221,6 +221,7 @@ impl VmService for Service {
         let (opened, _session) = self.open(Ask::Stats(StatsSession { processes })).await?;
         Ok(Response::new(stats::response(
             opened.stats.unwrap_or_default(),
+            processes,
         )))
     }
 

@@ -4,7 +4,13 @@ use volant_proto::{agent::v1::GuestStats, vm::v1};
 
 use crate::session::words;
 
-pub(super) fn response(stats: GuestStats) -> v1::GetStatsResponse {
+/// More are not shown: an agent of ours tells of fewer.
+const MAX_FILESYSTEMS: usize = 64;
+const MAX_PROCESSES: usize = 1024;
+
+/// What is shown of `stats` to a client that asked for so many processes.
+pub(super) fn response(stats: GuestStats, processes: u32) -> v1::GetStatsResponse {
+    let processes = usize::try_from(processes).unwrap_or(MAX_PROCESSES);
     v1::GetStatsResponse {
         uptime_ms: stats.uptime_ms,
         load_centi: stats.load_centi,
@@ -22,6 +28,7 @@ pub(super) fn response(stats: GuestStats) -> v1::GetStatsResponse {
         filesystems: stats
             .filesystems
             .into_iter()
+            .take(MAX_FILESYSTEMS)
             .map(|filesystem| v1::Filesystem {
                 mount_point: words(&filesystem.mount_point),
                 kind: words(&filesystem.kind),
@@ -32,6 +39,7 @@ pub(super) fn response(stats: GuestStats) -> v1::GetStatsResponse {
         processes: stats
             .processes
             .into_iter()
+            .take(processes.min(MAX_PROCESSES))
             .map(|process| v1::Process {
                 pid: process.pid,
                 user: words(&process.user),
