@@ -18,8 +18,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use volant_proto::{
     agent::v1::{
-        FilesystemStats, GuestStats, PathInfo, ProcessStats, SessionEnd, SessionOpened, SessionRefused, WindowSize,
-        session_refused, session_request::Session as Ask,
+        FilesystemStats, GuestStats, PathInfo, ProcessStats, SessionEnd, SessionOpened,
+        SessionRefused, WindowSize, session_refused, session_request::Session as Ask,
     },
     vm::v1::{
         self, ConnectRequest, ConnectTarget, ExecAttach, ExecRequest, ExecResponse, ExecStart,
