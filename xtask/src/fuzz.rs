@@ -32,6 +32,8 @@ pub enum Target {
     OciIndex,
     /// minisign's files, and files of trusted keys
     Signature,
+    /// What a guest sends on a session
+    Session,
 }
 
 impl Target {
@@ -42,6 +44,7 @@ impl Target {
             Self::Layers => "layers",
             Self::OciIndex => "oci_index",
             Self::Signature => "signature",
+            Self::Session => "session",
         }
     }
 }

@@ -6,11 +6,13 @@
 mod layers;
 mod oci;
 mod program;
+mod session;
 mod texts;
 mod trust;
 
 pub use layers::layers;
 pub use oci::oci_index;
+pub use session::session;
 pub use texts::{manifest, recipe};
 pub use trust::signature;
 
@@ -24,4 +26,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("layers", layers),
     ("oci_index", oci_index),
     ("signature", signature),
+    ("session", session),
 ];
