@@ -117,6 +117,7 @@ fn a_vmm_that_was_taken_over_finds_nothing_but_its_own_vm() -> Result<()> {
         sockets,
         system_calls,
         bus,
+        after_a_reload,
         resources,
     ];
     let mut wrong = String::new();
@@ -255,6 +256,17 @@ fn processes(field: &Field) -> Result<()> {
     }
     attacks.push(format!("call {} 3 1 0", libc::SYS_pidfd_getfd));
     field.expect(&attacks, SECCOMP)
+}
+
+/// A process that executes a new program would be open to others of its user again.
+fn after_a_reload(field: &Field) -> Result<()> {
+    field.site.host.sh(&format!("systemctl reload {UNIT}"))?;
+    eventually("the next supervisor serves", BOOT, || {
+        Ok((field.site.vm("evil")?["generation"] == 2).then_some(()))
+    })?;
+    processes(field)?;
+    // What the kernel closes from the first instruction on is a program that its user cannot read.
+    field.expect(&lines("read /usr/lib/volant/vmd"), &["EACCES"])
 }
 
 fn sockets(field: &Field) -> Result<()> {
