@@ -71,15 +71,6 @@ async fn main() -> Result<()> {
     eprintln!("{AT_ONCE} at once: {at_once:.0} ms");
     let copies = copies(&site, &bare, &mut vmd).await?;
     eprintln!("copied");
-    for _ in 0..MANY {
-        vmd.exec(&["true"], false).await?;
-    }
-    let after = rollup(&site, pid, "Pss")?;
-    ensure!(
-        main_pid(&site, VM)? == pid,
-        "vmd was started anew meanwhile"
-    );
-
     println!("The load before: {load}");
     println!(
         "In milliseconds, of {}                  median      p99",
@@ -122,6 +113,15 @@ async fn main() -> Result<()> {
         "  lines of the log that came meanwhile: {} of {}",
         copies.lines, copies.lines_sent
     );
+    for _ in 0..MANY {
+        vmd.exec(&["true"], false).await?;
+    }
+    let after = rollup(&site, pid, "Pss")?;
+    ensure!(
+        main_pid(&site, VM)? == pid,
+        "vmd was started anew meanwhile"
+    );
+
     println!("vmd's PSS in KiB");
     println!(
         "  idle  {idle}, at most {MOST_PSS_KIB}: {}",
