@@ -28,13 +28,12 @@ fn machinectl_shows_and_stops_a_vm() -> Result<()> {
         ensure!(status.contains(part), "{part}: {status}");
     }
     // What registered it is gone, and has not failed.
-    let unit = host.sh("systemctl show -P ActiveState -P Result volant-machine@web")?;
+    let unit = host.sh("systemctl show -P Result -P ActiveState volant-machine@web")?;
     ensure!(
-        unit.split_whitespace().eq(["inactive", "success"]),
+        unit.split_whitespace().eq(["success", "inactive"]),
         "{unit}"
     );
 
-    // Its guest reboots: it is the same machine.
     host.sh("machinectl poweroff web")?;
     site.wait_for_unit("volant-vm@web", "inactive")?;
     listed("the machine is gone with the VM", false)?;
@@ -50,8 +49,8 @@ fn machinectl_shows_and_stops_a_vm() -> Result<()> {
     host.sh("machinectl terminate web")?;
     site.wait_for_unit("volant-vm@web", "inactive")?;
     listed("the machine is gone with the VM", false)?;
-    let state = host.sh("systemctl show -P Result -P NRestarts volant-vm@web")?;
-    ensure!(state.split_whitespace().eq(["success", "0"]), "{state}");
+    let state = host.sh("systemctl show -P Result volant-vm@web")?;
+    ensure!(state.split_whitespace().eq(["success"]), "{state}");
     Ok(())
 }
 
