@@ -16,7 +16,9 @@ pub mod agent {
         /// gives up for ever where it meets a port that is in use; Cloud Hypervisor counts from 2³⁰ to 2³¹.
         pub const HOST_PORT: u32 = (1 << 31) + 1024;
         /// The vsock port on which the agent listens for sessions of its host (`session.proto`).
-        pub const SESSION_PORT: u32 = 1025;
+        ///
+        /// Below 1024: in the guest only who may serve such ports (`CAP_NET_BIND_SERVICE`) can take it when the agent is gone.
+        pub const SESSION_PORT: u32 = 1023;
         /// The protocol that this build speaks; the supervisor refuses another with a clear word.
         pub const PROTOCOL: u32 = 2;
     }

@@ -75,7 +75,7 @@ fn face() -> Face {
             tokio::spawn(async move {
                 let mut asked = [0; 13];
                 host.read_exact(&mut asked).await.unwrap();
-                assert_eq!(&asked, b"CONNECT 1025\n");
+                assert_eq!(&asked, b"CONNECT 1023\n");
                 host.write_all(b"OK 5000\n").await.unwrap();
                 let mut agent = UnixStream::connect(agent).await.unwrap();
                 let _ = copy_bidirectional(&mut host, &mut agent).await;

@@ -273,7 +273,7 @@ mod tests {
                 let (mut vmm, _) = listener.accept().await.unwrap();
                 let mut asked = [0; 13];
                 vmm.read_exact(&mut asked).await.unwrap();
-                assert_eq!(&asked, b"CONNECT 1025\n");
+                assert_eq!(&asked, b"CONNECT 1023\n");
                 vmm.write_all(answer).await.unwrap();
             };
             let sessions = sessions(&folder);

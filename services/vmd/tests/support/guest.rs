@@ -44,7 +44,7 @@ impl Peer {
         let mut read = BufReader::new(read);
         let mut line = String::new();
         (&mut read).take(64).read_line(&mut line).await.unwrap();
-        assert_eq!(line, "CONNECT 1025\n");
+        assert_eq!(line, "CONNECT 1023\n");
         write.write_all(b"OK 1073741824\n").await.unwrap();
         let mut reader = Reader::new(read);
         let open = reader.next().await.unwrap().unwrap();
