@@ -31,9 +31,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, time::timeout};
 use vmd::hypervisor::{
-    CloudHypervisor, Hypervisor, LaunchError, Machine, MachineSpec, Nic, ResizeError, VmmExit,
+    CloudHypervisor, ControlState, Hypervisor, LaunchError, Machine, MachineSpec, Nic, ResizeError,
+    VmmExit,
 };
-use volant_service::Sockets;
+use volant_service::{Heirlooms, Sockets};
 use volant_spec::Resources;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -224,6 +225,33 @@ async fn a_machine_pauses_goes_on_and_is_resized() {
         "{error}"
     );
     machine.control.kill().await;
+}
+
+#[tokio::test]
+async fn a_machine_goes_on_with_who_takes_it_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = launch(folder.path(), "waits", None).await.unwrap();
+    let Machine {
+        pid, mut control, ..
+    } = machine;
+    control.pause().await.unwrap();
+    let mut heirlooms = Heirlooms::default();
+    let state = control.save(&mut heirlooms).unwrap().unwrap();
+    let text = serde_json::to_string(&state).unwrap();
+    // As by `execve`: nothing of the old one is dropped.
+    std::mem::forget((control, heirlooms));
+    let state: ControlState = serde_json::from_str(&text).unwrap();
+    let mut control = state.restore().unwrap();
+    assert!(!is_gone(pid));
+    // It knows that the guest is paused: the real one refuses to pause it again.
+    control.pause().await.unwrap();
+    control.resume().await.unwrap();
+    control.press_power_button().await.unwrap();
+    let end = timeout(DEADLINE, control.wait()).await.unwrap();
+    assert_eq!(end, VmmExit::GuestPowerOff);
+    assert!(is_gone(pid));
+    let ended = control.save(&mut Heirlooms::default()).unwrap();
+    assert!(ended.is_none(), "an end is nobody's");
 }
 
 #[tokio::test]
