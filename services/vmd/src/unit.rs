@@ -1,11 +1,14 @@
 //! One start of `volant-vm@NAME.service`, in its order: what the host gives, then the VM's own identity for good, then the
 //! VMM, and only then a guest.
 
+mod around;
+
+pub(crate) use around::{Around, RunDir};
+
 use std::{
-    convert::Infallible,
-    fs::{self, DirBuilder, File},
+    fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,7 +17,6 @@ use std::{
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::timeout,
 };
 use volant_dbus::vm;
 use volant_spec::{
@@ -39,7 +41,7 @@ use crate::{
     journal::Journal,
     life::{Rung, Times},
     live::Live,
-    logs::{Labels, Limits, Logs, Writer},
+    logs::{Labels, Limits, Logs},
     machine,
     prepare::{PrepareError, Prepared, prepare},
     reload::{DocumentError, Estate, Leaver, bus::Bus},
@@ -48,11 +50,6 @@ use crate::{
     supervise, systemd,
 };
 
-/// For the journal, once the VM has ended.
-const LAST_WORDS: Duration = Duration::from_secs(3);
-
-/// For clients to hear of the end.
-const LAST_CALLS: Duration = Duration::from_secs(1);
 /// What happened and is on its way to the bus.
 pub(crate) const HAPPENINGS: usize = 64;
 /// Who wants to take over; they come one by one.
@@ -337,55 +334,6 @@ pub async fn run(settings: &Settings) -> Result<Ended, UnitError> {
     around.until_end(supervised).await
 }
 
-/// What there is around a VM's supervisor as long as the VM lives.
-pub(crate) struct Around {
-    pub(crate) _folder: RunDir,
-    pub(crate) serving: Serving,
-    pub(crate) console: Hub,
-    pub(crate) writer: Writer,
-    pub(crate) announcer: JoinHandle<()>,
-    pub(crate) limits: Option<JoinHandle<()>>,
-    pub(crate) leaver: Leaver,
-}
-
-impl Around {
-    /// Waits for the VM's end, and lets everybody hear of it.
-    pub(crate) async fn until_end(
-        self,
-        supervised: impl Future<Output = Result<Ended, ListenError>>,
-    ) -> Result<Ended, UnitError> {
-        let Self {
-            _folder,
-            mut serving,
-            console,
-            writer,
-            announcer,
-            limits,
-            leaver,
-        } = self;
-        let leaving = async {
-            let Err(error) = leaver.serve(&mut serving).await;
-            tracing::error!("this vmd cannot be reloaded: {error}");
-            std::future::pending::<Infallible>().await
-        };
-        let ended = tokio::select! {
-            ended = supervised => ended?,
-            never = leaving => match never {},
-        };
-        console.close();
-        serving.pause(LAST_CALLS).await;
-        if let Some(limits) = limits {
-            limits.abort();
-        }
-        writer.finish(LAST_WORDS).await;
-        // The bus hears of the end, too.
-        if timeout(LAST_WORDS, announcer).await.is_err() {
-            tracing::warn!("the bus did not take the VM's last words");
-        }
-        Ok(ended)
-    }
-}
-
 fn times(config: &VmDefaults, definition: &Definition, stop: Option<Duration>) -> Times {
     let boot = config.boot_timeout_sec.duration();
     let times = Times::new(boot, definition.ready_within, definition.stop_grace, stop);
@@ -400,11 +348,7 @@ fn times(config: &VmDefaults, definition: &Definition, stop: Option<Duration>) -
 }
 
 /// Has the host lend the VM its devices, before this process gives up what it may ask for it with.
-async fn lend(
-    bus: &Connection,
-    definition: &Definition,
-    is_unit: bool,
-) -> Result<(), UnitError> {
+async fn lend(bus: &Connection, definition: &Definition, is_unit: bool) -> Result<(), UnitError> {
     volant_service::status("starting: asking for the host's devices");
     let lent = match is_unit {
         true => devices::lend(bus, &definition.name).await,
@@ -482,39 +426,5 @@ fn labels(definition: &Definition) -> Labels {
         vm: definition.name.to_string(),
         uuid: definition.uuid.clone(),
         workload: definition.program().to_owned(),
-    }
-}
-
-/// The VM's own folder; it goes with this value.
-pub(crate) struct RunDir(PathBuf);
-
-impl RunDir {
-    /// One that another vmd made.
-    pub(crate) fn existing(path: PathBuf) -> Self {
-        Self(path)
-    }
-
-    fn make(parent: &Path, name: &Name) -> Result<Self, UnitError> {
-        let path = parent.join(name.as_str());
-        let make = || {
-            // What an earlier run left: run by hand, that is; systemd gives each start a parent of its own.
-            match fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            DirBuilder::new().mode(0o700).recursive(true).create(&path)
-        };
-        match make() {
-            Ok(()) => Ok(Self(path)),
-            Err(source) => Err(UnitError::RunDir { path, source }),
-        }
-    }
-}
-
-impl Drop for RunDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!("cannot remove {}: {error}", self.0.display());
-        }
     }
 }

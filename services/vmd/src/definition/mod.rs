@@ -195,7 +195,10 @@ impl Definition {
 /// As the kernel writes them, which has them in file names.
 fn devices(pci: &[String]) -> Result<Vec<String>, DevicesError> {
     let devices = Devices {
-        pci: pci.iter().map(|address| address.to_ascii_lowercase()).collect(),
+        pci: pci
+            .iter()
+            .map(|address| address.to_ascii_lowercase())
+            .collect(),
         allowlist: Vec::new(),
     };
     devices.check()?;

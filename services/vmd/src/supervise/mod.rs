@@ -7,9 +7,7 @@ mod wishes;
 
 pub use handover::{Busy, Estate, Handover, Handovers, Left, Snapshot, Take, release_signals};
 
-use std::{
-    collections::VecDeque, os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration,
-};
+use std::{collections::VecDeque, os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     net::UnixListener,
@@ -106,8 +104,7 @@ pub async fn go_on(
     let failed = |source| ListenError::new(&path, source);
     left.agent.set_nonblocking(true).map_err(failed)?;
     let listener = UnixListener::from_std(left.agent).map_err(failed)?;
-    let (mut supervisor, _server) =
-        Supervisor::new(vm, listener, left.boot, left.life, handovers)?;
+    let (mut supervisor, _server) = Supervisor::new(vm, listener, left.boot, left.life, handovers)?;
     let now = Instant::now();
     supervisor.begun = now.checked_sub(left.elapsed).unwrap_or(now);
     supervisor.deadline = now + left.left.unwrap_or_default();

@@ -29,11 +29,17 @@ impl Supervisor {
         for effect in effects {
             match effect {
                 Effect::Pause => {
-                    self.control()?.pause().await.map_err(|error| failed(&error))?;
+                    self.control()?
+                        .pause()
+                        .await
+                        .map_err(|error| failed(&error))?;
                     self.observe(Event::Paused).await;
                 }
                 Effect::Resume => {
-                    self.control()?.resume().await.map_err(|error| failed(&error))?;
+                    self.control()?
+                        .resume()
+                        .await
+                        .map_err(|error| failed(&error))?;
                     self.commands.set_clock();
                     self.observe(Event::Resumed).await;
                 }
