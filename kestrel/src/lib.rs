@@ -47,15 +47,15 @@ pub use crate::{
     config::{Address, Mac, NetworkConfig},
     guest::{Guest, GuestError},
     host::{Host, HostError},
+    init::SERVICE,
     kernel::{Ending, Kernel, Linux, Owner, end_machine},
     life::{Ask, Reason},
     logs::Logs,
     mounts::{Mount, MountError},
     network::{Netlink, Network, NetworkError},
-    init::SERVICE,
     reap::{Exit, Reaper},
-    service::{Service, ServiceError, Stopped},
     root::{Disk, Format, RootConfig, RootError},
+    service::{Service, ServiceError, Stopped},
 };
 
 /// More than one ask changes little; see [`life`].

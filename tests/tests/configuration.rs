@@ -36,7 +36,7 @@ fn configurations_have_versions_that_can_be_set_and_taken_back() -> Result<()> {
     host.sh("volar vms restart web")?;
     site.page(&format!("http://{}/", site.address("web")?))?;
     let said = host.sh(
-        "volar vms exec web -- sh -c 'tr \"\\0\" \"\\n\" < /proc/$(pgrep httpd | head -1)/environ'",
+        "volar vms exec web -- sh -c 'tr \"\\0\" \"\\n\" < /proc/$(pidof httpd | sed s/.*\\ //)/environ'",
     )?;
     ensure!(said.contains("GREETING=hi"), "{said}");
     let quota = host.sh("systemctl show -P CPUQuotaPerSecUSec volant-vm@web")?;
@@ -133,7 +133,7 @@ fn secrets_reach_the_workload_and_nobody_else() -> Result<()> {
         "{inside}"
     );
     site.page(&format!("http://{}/", site.address("web")?))?;
-    let env = host.sh("volar vms exec web -- sh -c 'tr \"\\0\" \"\\n\" < /proc/$(pgrep httpd | head -1)/environ; env'")?;
+    let env = host.sh("volar vms exec web -- sh -c 'tr \"\\0\" \"\\n\" < /proc/$(pidof httpd | sed s/.*\\ //)/environ; env'")?;
     ensure!(
         env.matches("TOKEN=kept-by-volant-4711").count() == 1,
         "the workload alone has it: {env}"

@@ -80,8 +80,7 @@ fn a_directory_of_the_host_is_read_and_not_written_and_only_where_the_host_allow
     let site = site()?;
     let host = &site.host;
     host.sh("mkdir -p /srv/code && echo shared > /srv/code/file && ln -s /etc /srv/code/link && chmod -R a+rX /srv")?;
-    let create =
-        "volar vms create one --plugin server --memory 128 --volume /srv/code:/mnt/code";
+    let create = "volar vms create one --plugin server --memory 128 --volume /srv/code:/mnt/code";
     let refused = site.refused(create)?;
     ensure!(refused.contains("share_paths"), "{refused}");
 

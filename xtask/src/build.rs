@@ -16,7 +16,15 @@ const VHOST_DEVICE_VSOCK: &str = "0.3.0";
 const VIRTIOFSD: &str = "1.14.0";
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The crates with the programs of the packages.
-const PROGRAMS: &[&str] = &["vmd", "ipamd", "registryd", "gatewayd", "deviced", "volar", "fledge"];
+const PROGRAMS: &[&str] = &[
+    "vmd",
+    "ipamd",
+    "registryd",
+    "gatewayd",
+    "deviced",
+    "volar",
+    "fledge",
+];
 
 /// The workspace's folder.
 pub fn workspace() -> PathBuf {

@@ -412,6 +412,9 @@ async fn what_was_set_of_a_deleted_vms_unit_is_forgotten_where_something_was() {
         assert_eq!(answer.status.as_u16(), 204);
     }
     let calls = setup.systemd.calls();
-    let forgotten: Vec<_> = calls.iter().filter(|call| call.contains("forget")).collect();
+    let forgotten: Vec<_> = calls
+        .iter()
+        .filter(|call| call.contains("forget"))
+        .collect();
     assert_eq!(forgotten, ["start volant-vm-forget@web.service"]);
 }

@@ -12,9 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use volant_oci::{ReferenceError, RegistryError, registries_conf::RegistriesError};
 use volant_spec::{
-    Digest, Manifest, PluginRef,
-    config::ConfigError,
-    manifest::ManifestError,
+    Digest, Manifest, PluginRef, config::ConfigError, manifest::ManifestError,
     plugin::PluginRefError,
 };
 
