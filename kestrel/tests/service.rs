@@ -1,5 +1,7 @@
 //! Another program as PID 1, and the agent as a service beside it, against a host in this process.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};

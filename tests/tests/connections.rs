@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use volant_tests::{
-    BOOT, Site,
+    BOOT, Site, eventually,
     figures::{inside, main_pid},
 };
 
@@ -24,7 +24,10 @@ fn a_guest_can_still_be_entered_after_a_thousand_connections() -> Result<()> {
     let root = inside("entered", main_pid(&site, "entered")?)?;
     let socket = root.join("run/volant/private/entered/vsock");
     for number in 1..=CONNECTIONS {
-        connect(&socket).with_context(|| format!("connection {number}"))?;
+        // The agent refuses more than it can hold; a busy guest lags behind with what is closed.
+        eventually(&format!("connection {number} is taken"), BOOT, || {
+            Ok(connect(&socket).ok())
+        })?;
     }
     let said = site.host.sh("volar vms exec entered -- echo still here")?;
     ensure!(said.trim() == "still here", "the guest said {said}");

@@ -62,7 +62,8 @@ fn a_host_without_machined_runs_vms_all_the_same() -> Result<()> {
     host.sh("systemctl mask --now systemd-machined.service dbus-org.freedesktop.machine1.service")?;
     site.create("web", "hello")?;
     eventually("the registration was tried", BOOT, || {
-        let told = host.sh("journalctl --no-pager --output cat --unit volant-machine@web")?;
+        // Not by its unit: the journal does not always learn the unit of a process that ends at once.
+        let told = host.sh("journalctl --no-pager --output cat --boot")?;
         Ok(told.contains("cannot ask machined").then_some(()))
             .map(|found| found.or(told.contains("machined does not take").then_some(())))
     })?;

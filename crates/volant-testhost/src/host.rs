@@ -269,9 +269,11 @@ fn boot(root: &Root) -> Result<(Child, u32)> {
     // Under a systemd, nspawn asks it for a control group that is delegated to the host; else the host has ours.
     let is_under_systemd = Path::new("/run/systemd/system").is_dir();
     let keep_unit = if is_under_systemd { "" } else { "--keep-unit" };
+    // nspawn's own filter does not know Landlock, by which vmd confines virtiofsd.
     let nspawn = format!(
         "exec setpriv --pdeathsig KILL systemd-nspawn --quiet --boot --register=no {keep_unit} --private-network --link-journal=no \
-         --capability=all --hostname=volant-host -D {}",
+         --capability=all --system-call-filter='landlock_create_ruleset landlock_add_rule landlock_restrict_self' \
+         --hostname=volant-host -D {}",
         root.path().display()
     );
     // When this process is killed, the host is too: `script` first, then systemd-nspawn, then all that runs in it.

@@ -74,7 +74,7 @@ impl Share {
             if source.raw_os_error().is_some_and(is_no_landlock) {
                 LaunchError::Unsupported {
                     what: "sharing a directory",
-                    reason: "this host's kernel has no Landlock (lsm=landlock)",
+                    reason: "this host's kernel has no Landlock (lsm=landlock), or something forbids it here (a container's system call filter)",
                 }
             } else {
                 LaunchError::Share {
@@ -107,7 +107,8 @@ impl Share {
 }
 
 fn is_no_landlock(errno: i32) -> bool {
-    [nix::libc::ENOSYS, nix::libc::EOPNOTSUPP].contains(&errno)
+    // EPERM is the answer of a container's filter that does not know the call.
+    [nix::libc::ENOSYS, nix::libc::EOPNOTSUPP, nix::libc::EPERM].contains(&errno)
 }
 
 /// All shares of a machine.

@@ -84,7 +84,8 @@ impl Bus {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         let beside = program.parent().unwrap().display();
         let programs = std::env::var("PATH").unwrap_or_default();
-        let vmd = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("web")
             .arg("--config")
             .arg(config)
@@ -97,9 +98,17 @@ impl Bus {
             .env("PATH", format!("{beside}:{programs}"))
             .env_remove("JOURNAL_STREAM")
             .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        // Another test's child may hold the program open for writing until it has begun its own.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let vmd = loop {
+            match command.spawn() {
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::ExecutableFileBusy
+                        && std::time::Instant::now() < deadline => {}
+                started => break started.unwrap(),
+            }
+        };
         let run_dir = self.folder.path().join("run");
         fs::create_dir_all(&run_dir).unwrap();
         fs::set_permissions(&run_dir, fs::Permissions::from_mode(0o777)).unwrap();
