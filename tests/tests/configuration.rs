@@ -127,12 +127,13 @@ fn secrets_reach_the_workload_and_nobody_else() -> Result<()> {
          volar vms create web --plugin hello --memory 128 --secret token=/root/secret --secret-env TOKEN=token",
         PLANTED[0], PLANTED[1]
     ))?;
+    // The plugin makes its own commands when it starts.
+    site.page(&format!("http://{}/", site.address("web")?))?;
     let inside = host.sh("volar vms exec web -- sh -c 'cat /run/secrets/token; echo; cat /run/secrets/operators; echo; grep /run/secrets /proc/mounts'")?;
     ensure!(
         inside.contains(PLANTED[0]) && inside.contains(PLANTED[1]) && inside.contains("tmpfs"),
         "{inside}"
     );
-    site.page(&format!("http://{}/", site.address("web")?))?;
     let env = host.sh("volar vms exec web -- sh -c 'tr \"\\0\" \"\\n\" < /proc/$(pidof httpd | sed s/.*\\ //)/environ; env'")?;
     ensure!(
         env.matches("TOKEN=kept-by-volant-4711").count() == 1,
