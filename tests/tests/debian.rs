@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use volant_tests::{BOOT, Site, debian, eventually};
 
-const USER_DATA: &str = "#cloud-config\nhostname: named-by-cloud-init\nwrite_files:\n- path: /etc/planted\n  content: from user data\nruncmd:\n- [ sh, -c, 'echo ran > /run/ran' ]\n";
+const USER_DATA: &str = "#cloud-config\nlocale: false\nhostname: named-by-cloud-init\nwrite_files:\n- path: /etc/planted\n  content: from user data\nruncmd:\n- [ sh, -c, 'echo ran > /run/ran' ]\n";
 
 #[test]
 fn debian_boots_with_its_own_init_and_cloud_init() -> Result<()> {
