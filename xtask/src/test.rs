@@ -120,14 +120,16 @@ struct Needed {
     packages: PathBuf,
     example: PathBuf,
     hostile: PathBuf,
+    hostile_agent: PathBuf,
 }
 
 impl Needed {
-    fn variables(&self) -> [(&'static str, &Path); 3] {
+    fn variables(&self) -> [(&'static str, &Path); 4] {
         [
             (volant_testhost::PACKAGES_VARIABLE, &self.packages),
             (volant_testhost::EXAMPLE_VARIABLE, &self.example),
             (volant_testhost::HOSTILE_VARIABLE, &self.hostile),
+            (volant_testhost::HOSTILE_AGENT_VARIABLE, &self.hostile_agent),
         ]
     }
 }
@@ -138,5 +140,6 @@ fn needed() -> Result<Needed> {
         packages: package::folder(),
         example: example::caddy()?,
         hostile: build::guest_program("hostile")?,
+        hostile_agent: build::guest_program("hostile-agent")?,
     })
 }

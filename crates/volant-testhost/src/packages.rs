@@ -19,6 +19,8 @@ pub const PACKAGES_VARIABLE: &str = "VOLANT_PACKAGES";
 pub const EXAMPLE_VARIABLE: &str = "VOLANT_EXAMPLE";
 /// The environment variable by which `cargo xtask` tells where the hostile guest program is.
 pub const HOSTILE_VARIABLE: &str = "VOLANT_HOSTILE";
+/// The environment variable by which `cargo xtask` tells where the hostile agent is.
+pub const HOSTILE_AGENT_VARIABLE: &str = "VOLANT_HOSTILE_AGENT";
 /// The environment variable by which `cargo xtask` tells where the guest program is that benchmarks of sessions compare with.
 pub const ECHO_VARIABLE: &str = "VOLANT_ECHO";
 /// The environment variable by which `cargo xtask` tells where the program that starts bare VMMs is.
