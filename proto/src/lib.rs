@@ -5,6 +5,8 @@
 #![allow(missing_debug_implementations, reason = "generated code")]
 #![allow(clippy::all, clippy::pedantic, reason = "generated code")]
 
+mod hidden;
+
 /// Between a VM's supervisor on the host and the agent that is PID 1 in its guest.
 pub mod agent {
     pub mod v1 {
