@@ -21,16 +21,9 @@ const PROTOCOL: &str = "v1.console.volantvm.com";
 /// Gives the exit code.
 pub async fn attach(console: Console, client: &Client, output: &Output) -> Result<u8, Failure> {
     let writes = !console.read_only && !console.no_follow;
-    let query = [
-        ("scrollback", console.scrollback.to_string()),
-        ("write", writes.to_string()),
-        ("steal", console.steal.to_string()),
-        ("follow", (!console.no_follow).to_string()),
-    ];
-    let path = format!("/vms/{}/console", console.name);
-    let opened = client.socket(&path, &query, PROTOCOL).await;
+    let opened = open(&console, client, console.scrollback).await;
     let may_steal = writes && !console.steal;
-    let (sender, receiver) = opened.map_err(|failure| taken(failure, may_steal))?;
+    let (mut sender, mut receiver) = opened.map_err(|failure| taken(failure, may_steal))?;
     let typed = terminal::is_typed();
     let escape = console.escape.0.filter(|_| typed);
     if !output.quiet && typed && !console.no_follow {
@@ -46,17 +39,35 @@ pub async fn attach(console: Console, client: &Client, output: &Output) -> Resul
     } else {
         Keys::None
     };
-    let attached = Attached {
-        sender,
+    let mut keyboard = Keyboard {
         keys,
         writes,
         escape: Escape(escape),
     };
     let (mut out, mut signals) = (Out::stdout()?, Signals::listen()?);
-    let ended = tokio::select! {
-        ended = attached.typing() => ended.map(|()| 0),
-        ended = show(receiver, &mut out, raw.is_some()) => ended.map(|()| 0),
-        number = signals.end() => Ok(128 + number),
+    let ended = loop {
+        let ended = tokio::select! {
+            ended = keyboard.typing(&mut sender) => ended.map(|()| 0),
+            ended = show(receiver, &mut out, raw.is_some()) => ended.map(|()| 0),
+            number = signals.end() => Ok(128 + number),
+        };
+        let moved = match ended {
+            Err(Failure::Problem(problem)) if follows(&console, problem.slug()) => problem,
+            ended => break ended,
+        };
+        let again = tokio::select! {
+            // What was shown is not shown again.
+            again = open(&console, client, 0) => again,
+            number = signals.end() => break Ok(128 + number),
+        };
+        let Ok(again) = again else {
+            break Err(Failure::Problem(moved));
+        };
+        (sender, receiver) = again;
+        if !output.quiet {
+            let end = if raw.is_some() { "\r\n" } else { "\n" };
+            eprint!("{end}[the VM's supervisor was replaced; attached again]{end}");
+        }
     };
     let written = if matches!(ended, Ok(0)) {
         out.finish().await
@@ -69,6 +80,27 @@ pub async fn attach(console: Console, client: &Client, output: &Output) -> Resul
         eprintln!("\ndetached from VM {}", console.name);
     }
     written.and(ended.map_err(|failure| taken(failure, may_steal)))
+}
+
+async fn open(
+    console: &Console,
+    client: &Client,
+    scrollback: u32,
+) -> Result<(Sender, Receiver), Failure> {
+    let writes = !console.read_only && !console.no_follow;
+    let query = [
+        ("scrollback", scrollback.to_string()),
+        ("write", writes.to_string()),
+        ("steal", console.steal.to_string()),
+        ("follow", (!console.no_follow).to_string()),
+    ];
+    let path = format!("/vms/{}/console", console.name);
+    client.socket(&path, &query, PROTOCOL).await
+}
+
+/// Whether this problem of an open console is one that a new connection may not have: its supervisor is being replaced.
+fn follows(console: &Console, problem: &str) -> bool {
+    problem == "unavailable" && !console.no_follow
 }
 
 /// A console that somebody else writes to is refused before it is open, or as the first that is said.
@@ -110,28 +142,28 @@ enum Keys {
     None,
 }
 
-struct Attached {
-    sender: Sender,
+/// What is typed, over all connections.
+struct Keyboard {
     keys: Keys,
     writes: bool,
     escape: Escape,
 }
 
-impl Attached {
+impl Keyboard {
     /// Sends what is typed; comes back when the key that detaches was.
-    async fn typing(mut self) -> Result<(), Failure> {
+    async fn typing(&mut self, sender: &mut Sender) -> Result<(), Failure> {
         if let Keys::Read(keys) = &mut self.keys {
             while let Some(chunk) = keys.recv().await {
                 let end = self.escape.0.and_then(|key| find(&chunk, key));
                 let typed = chunk.slice(..end.unwrap_or(chunk.len()));
                 if self.writes && !typed.is_empty() {
                     // A connection that broke is told by the half that listens.
-                    if self.sender.send(Message::Binary(typed)).await.is_err() {
+                    if sender.send(Message::Binary(typed)).await.is_err() {
                         break;
                     }
                 }
                 if end.is_some() {
-                    let _ = self.sender.close().await;
+                    let _ = sender.close().await;
                     return Ok(());
                 }
             }

@@ -152,6 +152,21 @@ fn a_console_is_left_by_its_key() {
 }
 
 #[test]
+fn a_console_goes_on_when_the_supervisor_is_replaced() {
+    let gateway = FakeGateway::with(&["web"]);
+    let mut terminal = Terminal::run(&mut console(&gateway, &["web"]));
+    terminal.shows("login: ");
+    terminal.type_in(b"reload");
+    terminal.shows("was replaced; attached again]");
+    assert_eq!(gateway.kept().console["scrollback"], "0");
+    terminal.type_in(b"more");
+    terminal.shows("<more>");
+    terminal.type_in(b"\x1d");
+    assert_eq!(terminal.ends().code(), Some(0));
+    assert!(terminal.is_as_usual());
+}
+
+#[test]
 fn a_console_can_be_looked_at_alone() {
     let gateway = FakeGateway::with(&["web", "taken"]);
     let mut terminal = Terminal::run(&mut console(&gateway, &["--read-only", "taken"]));

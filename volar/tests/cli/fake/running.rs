@@ -271,6 +271,11 @@ async fn console(
             }
             while let Some(Ok(message)) = socket.recv().await {
                 if let Message::Binary(data) = message {
+                    if data.as_ref() == b"reload" {
+                        let word = refused(503, "unavailable", "the supervisor is being replaced");
+                        let _ = socket.send(Message::text(word.to_string())).await;
+                        return;
+                    }
                     let typed = format!("<{}>", String::from_utf8_lossy(&data));
                     let _ = socket.send(Message::Binary(typed.into())).await;
                 }
