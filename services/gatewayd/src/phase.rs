@@ -17,7 +17,7 @@ pub enum Phase {
 }
 
 /// The phase of a VM. systemd has the last word; the supervisor's own (`live`) tells apart what systemd cannot: a VM
-/// that goes down by itself is `active` to systemd until its supervisor ended.
+/// that goes down by itself is `active` to systemd until its supervisor ended, and one whose guest reboots all the time.
 #[must_use]
 pub fn of(deleting: bool, unit: &UnitState, live: Option<&str>) -> Phase {
     if deleting {
@@ -26,6 +26,7 @@ pub fn of(deleting: bool, unit: &UnitState, live: Option<&str>) -> Phase {
     match unit.active {
         ActiveState::Active | ActiveState::Reloading | ActiveState::Refreshing => match live {
             Some("stopping" | "ended") => Phase::Stopping,
+            Some("starting" | "booting") => Phase::Starting,
             _ => Phase::Running,
         },
         ActiveState::Activating => Phase::Starting,
@@ -63,6 +64,20 @@ mod tests {
                 Phase::Stopping,
             ),
             (false, A::Active, "running", Some("ended"), Phase::Stopping),
+            (
+                false,
+                A::Active,
+                "running",
+                Some("starting"),
+                Phase::Starting,
+            ),
+            (
+                false,
+                A::Active,
+                "running",
+                Some("booting"),
+                Phase::Starting,
+            ),
             (
                 false,
                 A::Reloading,
