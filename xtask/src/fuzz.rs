@@ -34,6 +34,8 @@ pub enum Target {
     Signature,
     /// What a guest sends on a session
     Session,
+    /// What a guest's agent tells of its VM
+    Control,
 }
 
 impl Target {
@@ -45,6 +47,7 @@ impl Target {
             Self::OciIndex => "oci_index",
             Self::Signature => "signature",
             Self::Session => "session",
+            Self::Control => "control",
         }
     }
 }

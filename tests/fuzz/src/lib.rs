@@ -3,6 +3,7 @@
 //! `fuzz/` has libFuzzer call these with bytes that it makes up; the test beside feeds them the kept corpus.
 //! A function that panics has found something.
 
+mod control;
 mod layers;
 mod oci;
 mod program;
@@ -10,6 +11,7 @@ mod session;
 mod texts;
 mod trust;
 
+pub use control::control;
 pub use layers::layers;
 pub use oci::oci_index;
 pub use session::session;
@@ -27,4 +29,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("oci_index", oci_index),
     ("signature", signature),
     ("session", session),
+    ("control", control),
 ];

@@ -18,20 +18,17 @@ use tonic::{Request, Response, Status, Streaming};
 use volant_proto::agent::v1::{
     HeartbeatRequest, HeartbeatResponse, HelloRequest, HelloResponse, PROTOCOL, ReportRequest,
     ReportResponse, RunConfig, SendLogsRequest, SendLogsResponse, SetClock, Shutdown,
-    WatchCommandsRequest, WatchCommandsResponse, WorkloadExited,
-    agent_host_service_server::AgentHostService, going_down::Reason, report_request::Report,
+    WatchCommandsRequest, WatchCommandsResponse, agent_host_service_server::AgentHostService,
     send_logs_request, watch_commands_response::Command,
 };
 
 use super::{
-    Fact, Heartbeat, Restarting,
     admission::{Boot, Refusal, Standing, Token},
     connection::{Caller, Identity},
+    fact::{Fact, MAX_WORD},
 };
 use crate::{
     bucket::{Bucket, Rate},
-    ended::WorkloadExit,
-    life::DownReason,
     logs::{Logs, Stream as LogStream},
     messages::NOT_THE_AGENT,
     text::printable,
@@ -46,8 +43,6 @@ const CALLS: Rate = Rate {
 };
 /// Heartbeats that come sooner are answered, but tell nothing.
 const BEAT: Duration = Duration::from_millis(900);
-const MAX_CAUSE: usize = 1024;
-const MAX_WORD: usize = 64;
 /// For log streams to end.
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// How often it is told that somebody else in the guest said hello.
@@ -278,12 +273,7 @@ impl AgentHostService for Agent {
             self.tell(Fact::Fatal(cause.clone())).await?;
             return Err(Status::failed_precondition(cause));
         }
-        self.tell(Fact::Hello {
-            boot_id: printable(hello.boot_id.as_bytes(), MAX_WORD),
-            version: printable(hello.version.as_bytes(), MAX_WORD),
-            uptime_ms: hello.uptime_ms,
-        })
-        .await?;
+        self.tell(Fact::greeted(&hello)).await?;
         Ok(Response::new(HelloResponse {
             run_config: Some(RunConfig {
                 time_unix_ns: now_unix_ns(),
@@ -300,7 +290,7 @@ impl AgentHostService for Agent {
         self.admit(&request, None)?;
         let report = request.into_inner().report;
         let report = report.ok_or_else(|| Status::invalid_argument("the report is empty"))?;
-        self.tell(fact(report)).await?;
+        self.tell(Fact::reported(report)).await?;
         Ok(Response::new(ReportResponse {}))
     }
 
@@ -322,12 +312,7 @@ impl AgentHostService for Agent {
         };
         if due {
             let beat = request.into_inner();
-            self.tell(Fact::Heartbeat(Heartbeat {
-                memory_total_kib: beat.memory_total_kib,
-                memory_available_kib: beat.memory_available_kib,
-                agent_resident_kib: beat.agent_resident_kib,
-            }))
-            .await?;
+            self.tell(Fact::beat(beat)).await?;
         }
         Ok(Response::new(HeartbeatResponse {}))
     }
@@ -447,40 +432,4 @@ fn status(refusal: Refusal) -> Status {
 fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
     let caller = request.extensions().get::<Caller>();
     caller.ok_or_else(|| Status::internal("the connection is not known"))
-}
-
-fn exit(exited: WorkloadExited) -> WorkloadExit {
-    WorkloadExit {
-        code: u8::try_from(exited.code).unwrap_or(u8::MAX),
-        signal: exited.signal,
-        out_of_memory: exited.out_of_memory,
-    }
-}
-
-fn fact(report: Report) -> Fact {
-    match report {
-        Report::WorkloadStarted(started) => Fact::WorkloadStarted { pid: started.pid },
-        Report::WorkloadExited(exited) => Fact::WorkloadExited(exit(exited)),
-        Report::Fatal(fatal) => Fact::Fatal(printable(fatal.cause.as_bytes(), MAX_CAUSE)),
-        Report::Ready(_) => Fact::Ready,
-        Report::WorkloadRestarting(restarting) => Fact::WorkloadRestarting(Restarting {
-            exit: exit(restarting.exit.unwrap_or_default()),
-            restarts: restarting.restarts,
-            delay: Duration::from_millis(restarting.delay_ms.into()),
-            unhealthy: restarting.unhealthy,
-        }),
-        Report::HealthChanged(health) => Fact::Health {
-            healthy: health.healthy,
-            detail: printable(health.detail.as_bytes(), MAX_CAUSE),
-        },
-        Report::GoingDown(down) => Fact::GoingDown(match down.reason() {
-            Reason::Requested => DownReason::Requested,
-            Reason::WorkloadExited => DownReason::WorkloadExited,
-            Reason::PowerButton => DownReason::PowerButton,
-            Reason::GuestPoweroff | Reason::Unspecified => DownReason::PowerOff,
-            Reason::GuestReboot => DownReason::Reboot,
-            Reason::Fatal => DownReason::Fatal,
-            Reason::Unhealthy => DownReason::Unhealthy,
-        }),
-    }
 }

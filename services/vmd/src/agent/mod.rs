@@ -6,70 +6,27 @@
 mod admission;
 mod connection;
 mod face;
+mod fact;
 
-pub use admission::{Boot, Token, TokenError};
+pub use admission::{Boot, Refusal, Standing, Token, TokenError};
 pub use connection::Door;
 pub use face::{Agent, Commands};
+pub use fact::{Fact, Heartbeat, Restarting};
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tonic::transport::Server;
 use volant_proto::agent::v1::{HOST_PORT, agent_host_service_server::AgentHostServiceServer};
 
-use crate::{ended::WorkloadExit, life::DownReason, logs::Logs};
+use crate::logs::Logs;
 
 /// The largest message of an agent: a log line has 8 KiB.
 const MAX_MESSAGE: usize = 64 * 1024;
 const MAX_STREAMS: u32 = 16;
-
-/// What an agent told, checked and cut to size.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fact {
-    Hello {
-        boot_id: String,
-        version: String,
-        uptime_ms: u64,
-    },
-    WorkloadStarted {
-        pid: u32,
-    },
-    WorkloadExited(WorkloadExit),
-    Fatal(String),
-    GoingDown(DownReason),
-    /// The workload is healthy for the first time in this boot.
-    Ready,
-    WorkloadRestarting(Restarting),
-    Health {
-        healthy: bool,
-        detail: String,
-    },
-    Heartbeat(Heartbeat),
-}
-
-/// The workload ended, and is started again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Restarting {
-    pub exit: WorkloadExit,
-    /// How often in this boot, with this one.
-    pub restarts: u32,
-    pub delay: Duration,
-    /// The agent ended it, as its health check failed.
-    pub unhealthy: bool,
-}
-
-/// How the guest is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Heartbeat {
-    pub memory_total_kib: u64,
-    pub memory_available_kib: u64,
-    pub agent_resident_kib: u64,
-}
 
 /// Why nobody listens for the agent.
 #[derive(Debug, thiserror::Error)]
