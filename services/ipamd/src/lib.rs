@@ -179,6 +179,10 @@ impl Ipam {
             sleep(LOOK_AGAIN).await;
         };
         let released = self.store().release(vm)?;
+        let leases = self.store().leases()?;
+        if let Err(error) = self.0.network.forget(&leases).await {
+            tracing::warn!("{}", chain(&error));
+        }
         tracing::info!(
             VOLANT_VM = vm.as_str(),
             "VM '{vm}' gave {} back",

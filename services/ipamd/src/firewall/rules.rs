@@ -6,15 +6,20 @@
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
+use super::{
+    guests,
+    listed::{Listed, Place},
+};
+
 /// The family and the name of our table.
-const FAMILY: &str = "inet";
-const TABLE: &str = "volant";
+pub(super) const FAMILY: &str = "inet";
+pub(super) const TABLE: &str = "volant";
 
 /// Docker's place for rules of others, which it never empties.
-const DOCKER_USER: &str = "DOCKER-USER";
+pub(super) const DOCKER_USER: &str = "DOCKER-USER";
 
 /// The comment of our rules in the tables of others.
-const TAG: &str = "volant";
+pub(super) const TAG: &str = "volant";
 
 /// Commands that turn a ruleset into one that lets VMs through; empty as far as it does already.
 #[derive(Debug, Default)]
@@ -31,15 +36,8 @@ pub fn mend(ruleset: &Value, bridge: &str, subnet: Ipv4Net) -> Mending {
     let listed = Listed::of(ruleset);
     let mut mending = Mending::default();
     let wanted = table(bridge, subnet);
-    if !listed.has(&wanted) {
-        // To add before to delete: deleting what is not there is an error, adding what is there is not.
-        let table = json!({"table": {"family": FAMILY, "name": TABLE}});
-        mending.own.push(json!({"add": table}));
-        mending.own.push(json!({"delete": table}));
-        mending.own.push(json!({"add": table}));
-        mending
-            .own
-            .extend(wanted.into_iter().map(|object| json!({"add": object})));
+    if !listed.has(FAMILY, &wanted) {
+        mending.own = made_anew(FAMILY, wanted);
     }
     for chain in listed.forward_chains_that_drop() {
         let place = listed.place_in(chain);
@@ -51,6 +49,19 @@ pub fn mend(ruleset: &Value, bridge: &str, subnet: Ipv4Net) -> Mending {
         }
     }
     mending
+}
+
+/// The commands that put our table of that family in the place of whatever there is.
+pub(super) fn made_anew(family: &str, objects: Vec<Value>) -> Vec<Value> {
+    // To add before to delete: deleting what is not there is an error, adding what is there is not.
+    let table = json!({"table": {"family": family, "name": TABLE}});
+    let mut commands = vec![
+        json!({"add": table}),
+        json!({"delete": table}),
+        json!({"add": table}),
+    ];
+    commands.extend(objects.into_iter().map(|object| json!({"add": object})));
+    commands
 }
 
 /// The commands that remove all that is ours. Empty if nothing is.
@@ -65,12 +76,10 @@ pub fn remove(ruleset: &Value) -> Vec<Value> {
             "family": rule["family"], "table": rule["table"], "chain": rule["chain"], "handle": rule["handle"],
         }}}));
     }
-    if listed
-        .tables
-        .iter()
-        .any(|table| table["family"] == FAMILY && table["name"] == TABLE)
-    {
-        commands.push(json!({"delete": {"table": {"family": FAMILY, "name": TABLE}}}));
+    for family in [FAMILY, guests::FAMILY] {
+        if listed.has_table(family) {
+            commands.push(json!({"delete": {"table": {"family": family, "name": TABLE}}}));
+        }
     }
     commands
 }
@@ -152,116 +161,6 @@ fn accept(place: &Place, key: &str, interface: &str) -> Value {
             {"accept": null},
         ],
     })
-}
-
-/// A chain.
-struct Place {
-    family: Value,
-    table: Value,
-    chain: Value,
-}
-
-impl Place {
-    fn holds(&self, rule: &Value) -> bool {
-        rule["family"] == self.family && rule["table"] == self.table && rule["chain"] == self.chain
-    }
-}
-
-/// A ruleset, sorted by kind.
-struct Listed<'a> {
-    tables: Vec<&'a Value>,
-    chains: Vec<&'a Value>,
-    rules: Vec<&'a Value>,
-}
-
-impl<'a> Listed<'a> {
-    fn of(ruleset: &'a Value) -> Self {
-        let objects = ruleset["nftables"].as_array();
-        let of = |kind: &str| {
-            objects
-                .into_iter()
-                .flatten()
-                .filter_map(|object| object.get(kind))
-                .collect()
-        };
-        Self {
-            tables: of("table"),
-            chains: of("chain"),
-            rules: of("rule"),
-        }
-    }
-
-    /// Whether our table has exactly these chains and rules, and works.
-    fn has(&self, wanted: &[Value]) -> bool {
-        let ours = |object: &&&Value| object["family"] == FAMILY && object["table"] == TABLE;
-        let is_on = |table: &&&Value| {
-            table["family"] == FAMILY && table["name"] == TABLE && table.get("flags").is_none()
-        };
-        let key = |kind: &str, object: &Value| match kind {
-            "chain" => json!([
-                object["name"],
-                object["type"],
-                object["hook"],
-                object["prio"],
-                object["policy"]
-            ]),
-            _ => json!([object["chain"], object["comment"]]),
-        };
-        let same = |kind: &str, found: &[&Value]| {
-            let wanted = wanted.iter().filter_map(|object| object.get(kind));
-            let found = found.iter().filter(ours);
-            wanted
-                .map(|object| key(kind, object))
-                .eq(found.map(|object| key(kind, object)))
-        };
-        self.tables.iter().any(|table| is_on(&table))
-            && same("chain", &self.chains)
-            && same("rule", &self.rules)
-    }
-
-    /// The chains of others that decide about forwarded IPv4 packets and drop what they have no rule for. An accept
-    /// of ours does not outweigh them: a packet must pass all chains of a hook.
-    fn forward_chains_that_drop(&self) -> impl Iterator<Item = &'a Value> {
-        self.chains.iter().copied().filter(|chain| {
-            chain["hook"] == "forward"
-                && chain["policy"] == "drop"
-                && (chain["family"] == "ip" || chain["family"] == "inet")
-                && !(chain["family"] == FAMILY && chain["table"] == TABLE)
-        })
-    }
-
-    /// Where our rules go for such a chain: where it jumps to Docker's chain for them, there, else into itself.
-    fn place_in(&self, base: &Value) -> Place {
-        let place = |chain: &Value| Place {
-            family: base["family"].clone(),
-            table: base["table"].clone(),
-            chain: chain.clone(),
-        };
-        let here = place(&base["name"]);
-        let jumps = |rule: &&'a Value| {
-            let statements = rule["expr"].as_array();
-            here.holds(rule)
-                && statements
-                    .into_iter()
-                    .flatten()
-                    .any(|statement| statement["jump"]["target"] == DOCKER_USER)
-        };
-        if self.rules.iter().any(jumps) {
-            place(&Value::from(DOCKER_USER))
-        } else {
-            here
-        }
-    }
-
-    fn has_tagged(&self, place: &Place, key: &str, interface: &str) -> bool {
-        self.rules.iter().any(|rule| {
-            let first = &rule["expr"][0]["match"];
-            place.holds(rule)
-                && rule["comment"] == TAG
-                && first["left"]["meta"]["key"] == key
-                && first["right"] == interface
-        })
-    }
 }
 
 #[cfg(test)]
@@ -397,8 +296,10 @@ mod tests {
         let table = json!({"table": {"family": "inet", "name": "volant"}});
         let namesake = json!({"table": {"family": "ip", "name": "volant"}});
         assert!(remove(&ruleset(&[other.clone(), namesake])).is_empty());
-        let commands = remove(&ruleset(&[other, ours, table]));
-        assert_eq!(commands.len(), 2);
+        let guard = json!({"table": {"family": "bridge", "name": "volant"}});
+        let commands = remove(&ruleset(&[other, ours, table, guard]));
+        assert_eq!(commands.len(), 3);
+        assert_eq!(commands[2]["delete"]["table"]["family"], "bridge");
         assert_eq!(commands[0]["delete"]["rule"]["handle"], 5);
         assert_eq!(commands[1]["delete"]["table"]["name"], "volant");
     }

@@ -1,7 +1,9 @@
 //! The host's links, read from the kernel.
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use rtnetlink::Handle;
 use volant_spec::Name;
 
@@ -25,6 +27,8 @@ pub struct Link {
     pub alias: Option<String>,
     pub mac: Vec<u8>,
     pub controller: Option<u32>,
+    /// Which frames for bridges themselves a bridge's port forwards as any others: a bit for each last digit.
+    pub forwards: u16,
     pub up: bool,
 }
 
@@ -61,16 +65,29 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Address(mac) => link.mac = mac,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::LinkInfo(infos) => {
-                    link.kind = infos.into_iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind),
-                        _ => None,
-                    });
+                    for info in infos {
+                        match info {
+                            LinkInfo::Kind(kind) => link.kind = Some(kind),
+                            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                                link.forwards = forwards(&port);
+                            }
+                            _ => {}
+                        }
+                    }
                 }
                 _ => {}
             }
         }
         link
     }
+}
+
+fn forwards(port: &[InfoBridgePort]) -> u16 {
+    let mask = port.iter().find_map(|attribute| match attribute {
+        InfoBridgePort::GroupFwdMask(mask) => Some(*mask),
+        _ => None,
+    });
+    mask.unwrap_or_default()
 }
 
 /// All links of this network namespace.

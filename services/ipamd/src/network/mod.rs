@@ -6,14 +6,14 @@ mod link;
 mod sysctl;
 pub mod tap;
 
-use std::{io, os::fd::OwnedFd};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use ipnet::Ipv4Net;
 use rtnetlink::Handle;
 use volant_spec::{Name, config};
 
 use crate::{
-    firewall::{self, FirewallError},
+    firewall::{self, FirewallError, Guard},
     pool::Lease,
 };
 
@@ -22,6 +22,7 @@ use crate::{
 pub struct Network {
     handle: Handle,
     settings: config::Network,
+    guard: Arc<Guard>,
 }
 
 impl std::fmt::Debug for Network {
@@ -86,6 +87,14 @@ impl NetworkError {
     }
 }
 
+/// The bridge, as its ports need it.
+#[derive(Clone, Copy, Debug)]
+struct Bridge {
+    index: u32,
+    /// Guests are held to their leases by rules that every frame must come by.
+    guarded: bool,
+}
+
 impl Network {
     /// Opens the way to the kernel, in the network namespace of the calling thread. Changes nothing.
     ///
@@ -94,7 +103,11 @@ impl Network {
     pub fn open(settings: config::Network) -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Connect)?;
         tokio::spawn(connection);
-        Ok(Self { handle, settings })
+        Ok(Self {
+            handle,
+            settings,
+            guard: Arc::default(),
+        })
     }
 
     #[must_use]
@@ -117,6 +130,15 @@ impl Network {
     pub async fn attach(&self, lease: &Lease, leases: &[Lease]) -> Result<OwnedFd, NetworkError> {
         let bridge = self.ensure_bridge(leases).await?;
         tap::open(&self.handle, bridge, lease).await
+    }
+
+    /// Takes away what held guests to leases that are not among these.
+    ///
+    /// # Errors
+    /// It could not be taken away; the next [`Self::ensure`] tries again.
+    pub async fn forget(&self, leases: &[Lease]) -> Result<(), NetworkError> {
+        self.guard.ensure(leases).await?;
+        Ok(())
     }
 
     /// Whether the VM has no tap any more.
@@ -152,12 +174,14 @@ impl Network {
         Ok(())
     }
 
-    async fn ensure_bridge(&self, leases: &[Lease]) -> Result<u32, NetworkError> {
+    async fn ensure_bridge(&self, leases: &[Lease]) -> Result<Bridge, NetworkError> {
         let (name, subnet) = (self.settings.bridge.as_str(), self.settings.subnet);
         let address = Ipv4Net::new_assert(subnet.gateway(), subnet.net().prefix_len());
-        let bridge = bridge::ensure(&self.handle, name, address).await?;
+        let index = bridge::ensure(&self.handle, name, address).await?;
         sysctl::forward_ipv4()?;
         firewall::ensure(name, subnet.net()).await?;
+        let guarded = self.guard.ensure(leases).await?;
+        let bridge = Bridge { index, guarded };
         tap::mend(&self.handle, bridge, leases).await?;
         Ok(bridge)
     }

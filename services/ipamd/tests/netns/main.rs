@@ -5,4 +5,5 @@
 mod bridge;
 mod faces;
 mod firewall;
+mod guests;
 mod host;
