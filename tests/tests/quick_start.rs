@@ -59,7 +59,11 @@ fn a_stranger_sees_a_page_served_by_a_microvm() -> Result<()> {
     );
     let reason = vm["vmm"]["reason"].as_str().unwrap_or_default();
     ensure!(!reason.is_empty(), "volar says why this VMM: {vm}");
-    site.page("http://192.168.127.2/")?;
+    // Ready is what serves: nobody has to try again.
+    host.sh("curl --silent --show-error --fail --max-time 10 http://192.168.127.2/")?;
+    host.sh(
+        "cd /root/caddy && volar vms cp web:/etc/caddy config && cmp config/Caddyfile Caddyfile",
+    )?;
     let table = host.sh("volar vms list")?;
     ensure!(
         table.contains("web") && table.contains("running") && table.contains("192.168.127.2"),
