@@ -10,12 +10,15 @@ use volant_tests::{BOOT, Site, eventually};
 const MOST_RESIDENT: u64 = 24 * 1024;
 /// What all of one guest's attacks may bring into the journal.
 const MOST_JOURNAL: usize = 40_000_000;
+/// What vmd itself may say there: a burst, and four lines a second.
+const MOST_LINES: usize = 600;
 
 /// On the connections for agents.
 const CONTROL: &[&str] = &[
     "connections",
     "garbage",
     "drip",
+    "strangers",
     "heartbeats",
     "reports",
     "nonsense",
@@ -172,12 +175,17 @@ fn journal_is_sound(site: &Site, vm: &str) -> Result<()> {
     let journal = site.journal(vm)?;
     ensure!(!journal.contains("panicked"), "vmd panicked");
     ensure!(!journal.contains('\x1b'), "the journal has an escape");
+    let own = site.host.sh(&format!(
+        "journalctl --no-pager --unit volant-vm@{vm} --output json | jq 'select(.VOLANT_STREAM == null) | 1' | wc -l"
+    ))?;
+    let lines: usize = own.trim().parse()?;
+    ensure!(lines < MOST_LINES, "vmd itself said {lines} lines");
     let bytes = journal.len();
     ensure!(
         bytes < MOST_JOURNAL,
         "the journal took {bytes} bytes of one guest"
     );
-    eprintln!("the journal of {vm} has {bytes} bytes");
+    eprintln!("the journal of {vm} has {bytes} bytes, {lines} lines of vmd");
     Ok(())
 }
 
@@ -242,6 +250,12 @@ fn whatever_an_agent_answers_on_sessions_spoils_that_session_alone() -> Result<(
         );
     }
     neighbour(&site, &url, "bad sessions")?;
+    // Small pieces that pile up, as their reader is slow, are no reason to break off.
+    let piled = site.host.sh(
+        "timeout 40 volar vms exec evil-h -- tiny 2 | (sleep 4; wc -c); timeout 40 volar vms exec evil-h -- true",
+    )?;
+    let piled: u64 = piled.trim().parse().context("no count")?;
+    ensure!(piled > 2000, "{piled} bytes came");
 
     // As many answers as there may be sessions, each as large as can be.
     site.host.sh(

@@ -1,7 +1,7 @@
 //! Attacks on the host's connections for agents, each for some seconds.
 
 use std::{
-    io,
+    io::{self, Read},
     sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
@@ -22,8 +22,8 @@ use crate::{
     wire::{Wire, noise},
 };
 
-/// The first stream after hello's; those of a client are odd.
-const NEXT: u32 = 3;
+/// The first stream after hello's and a heartbeat's; those of a client are odd.
+const NEXT: u32 = 5;
 /// Connections that are kept at once.
 const KEPT: usize = 900;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -34,6 +34,7 @@ pub fn attack(name: &str, shared: &Shared, deadline: Instant) -> Option<u32> {
         "connections" => connections(deadline),
         "garbage" => garbage(deadline),
         "drip" => drip(deadline),
+        "strangers" => strangers(deadline),
         _ => {
             let bytes = bytes(name, shared)?;
             shared.quiet.store(true, Ordering::Relaxed);
@@ -224,6 +225,26 @@ fn garbage(deadline: Instant) -> u32 {
         wire.send(&noise(round, 4096), deadline)?;
         Ok(wire)
     })
+}
+
+/// Connections that never say hello, and make the host break them off.
+fn strangers(deadline: Instant) -> u32 {
+    let mut bytes = PREFACE.to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &[]));
+    for stream in (1..200).step_by(2) {
+        bytes.extend(frame(HEADERS, END_HEADERS, stream, &block("Report", &[])));
+        bytes.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+    }
+    let mut done = 0;
+    while Instant::now() < deadline {
+        if let Ok(mut wire) = Wire::dial() {
+            let _ = wire.send(&bytes, deadline);
+            // Until the host has had enough.
+            let _ = wire.read_to_end(&mut Vec::new());
+            done += 1;
+        }
+    }
+    done
 }
 
 fn repeat(deadline: Instant, mut act: impl FnMut(u32) -> io::Result<Wire>) -> u32 {

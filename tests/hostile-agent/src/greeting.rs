@@ -1,11 +1,11 @@
 //! What is wrong with the first hello.
 
-use std::thread;
+use std::{io, thread};
 
 use volant_proto::agent::v1::{HelloRequest, PROTOCOL};
 
 use crate::{
-    http2,
+    http2::{self, DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, block, frame},
     wire::{self, Wire, noise, within},
 };
 
@@ -33,10 +33,11 @@ pub fn attack(mode: &str) -> bool {
                 });
             }
         }
-        "huge" => say(&HelloRequest {
-            version: "x".repeat(64 << 20),
-            ..hello
-        }),
+        "huge" => {
+            if let Ok(wire) = Wire::dial() {
+                let _ = huge(&wire);
+            }
+        }
         "noise" => {
             for round in 0..2000 {
                 if let Ok(wire) = Wire::dial() {
@@ -49,6 +50,20 @@ pub fn attack(mode: &str) -> bool {
     loop {
         thread::park();
     }
+}
+
+/// A hello of 64 MiB.
+fn huge(wire: &Wire) -> io::Result<()> {
+    let mut first = PREFACE.to_vec();
+    first.extend(frame(SETTINGS, 0, 0, &[]));
+    first.extend(frame(HEADERS, END_HEADERS, 1, &block("Hello", &[])));
+    first.extend(frame(DATA, 0, 1, &[0, 4, 0, 0, 0]));
+    wire.send(&first, within(5))?;
+    let piece = frame(DATA, 0, 1, &[b'x'; 16 * 1024]);
+    for _ in 0..4096 {
+        wire.send(&piece, within(5))?;
+    }
+    Ok(())
 }
 
 fn say(hello: &HelloRequest) {

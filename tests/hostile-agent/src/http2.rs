@@ -28,6 +28,7 @@ pub const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
 const FIRST_STREAM: u32 = 1;
+const SECOND_STREAM: u32 = 3;
 
 /// One frame, whose payload may have any length below 16 MiB.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -108,6 +109,8 @@ pub fn connect(shared: &Shared) -> io::Result<Wire> {
     };
     let mut wire = Wire::dial()?;
     begin(&mut wire, &hello)?;
+    // The host is not to think that nobody is there.
+    wire.write_all(&call(SECOND_STREAM, "Heartbeat", &[]))?;
     Ok(wire)
 }
 

@@ -41,6 +41,12 @@ const CALLS: Rate = Rate {
     burst: 200,
     per_second: 20,
 };
+/// Of those, calls that are told in the journal or on the bus: hellos and reports. A workload that is started again and again makes two
+/// in some seconds.
+const TOLD: Rate = Rate {
+    burst: 60,
+    per_second: 4,
+};
 /// Heartbeats that come sooner are answered, but tell nothing.
 const BEAT: Duration = Duration::from_millis(900);
 /// For log streams to end.
@@ -81,6 +87,7 @@ struct Orders {
 #[derive(Debug)]
 struct State {
     calls: Bucket,
+    facts: Bucket,
     /// The agent's connection, once there was a hello.
     agent: Option<Weak<Identity>>,
     boot: Boot,
@@ -163,6 +170,7 @@ impl Agent {
         let (orders, watched) = watch::channel(Orders::default());
         let state = State {
             calls: Bucket::new(CALLS, Duration::ZERO),
+            facts: Bucket::new(TOLD, Duration::ZERO),
             agent: None,
             boot,
             beat: None,
@@ -246,6 +254,15 @@ impl Agent {
         }
     }
 
+    /// Tells what is not to be told too often.
+    async fn tell_in_turn(&self, fact: Fact) -> Result<(), Status> {
+        let now = self.0.begun.elapsed();
+        if !self.state().facts.take(1, now) {
+            return Err(Status::resource_exhausted("too many reports"));
+        }
+        self.tell(fact).await
+    }
+
     async fn tell(&self, fact: Fact) -> Result<(), Status> {
         let told = self.0.facts.send(fact).await;
         told.map_err(|_| Status::unavailable("the VM is at its end"))
@@ -273,7 +290,7 @@ impl AgentHostService for Agent {
             self.tell(Fact::Fatal(cause.clone())).await?;
             return Err(Status::failed_precondition(cause));
         }
-        self.tell(Fact::greeted(&hello)).await?;
+        self.tell_in_turn(Fact::greeted(&hello)).await?;
         Ok(Response::new(HelloResponse {
             run_config: Some(RunConfig {
                 time_unix_ns: now_unix_ns(),
@@ -290,7 +307,7 @@ impl AgentHostService for Agent {
         self.admit(&request, None)?;
         let report = request.into_inner().report;
         let report = report.ok_or_else(|| Status::invalid_argument("the report is empty"))?;
-        self.tell(Fact::reported(report)).await?;
+        self.tell_in_turn(Fact::reported(report)).await?;
         Ok(Response::new(ReportResponse {}))
     }
 
