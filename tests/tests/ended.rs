@@ -75,6 +75,23 @@ fn how_a_vm_ended_is_told_apart() -> Result<()> {
         &ended(&site, "off")?,
         &["Result=success", "guest-power-off"],
     )?;
+    run(
+        &site,
+        "panics",
+        "sleep 1; echo 2 > /proc/sys/vm/panic_on_oom; exec sh -c 'x=xxxxxxxxxxxxxxxx; while :; do x=$x$x; done'",
+        "",
+    )?;
+    has(
+        &ended(&site, "panics")?,
+        &["ExecMainStatus=71", "kernel-panic", "Kernel panic"],
+    )?;
+    // One that hangs is given up once its agent was silent for long.
+    run(&site, "hangs", "exec sleep 3600", "")?;
+    site.host.sh("kill -STOP $(pgrep -f '[g]uest=hangs,')")?;
+    has(
+        &ended(&site, "hangs")?,
+        &["ExecMainStatus=74", "agent-silent"],
+    )?;
     // Each kind has an entry in the journal's catalog.
     let told = site
         .host
