@@ -37,7 +37,9 @@ pub fn prepare(command: &mut Command, identity: Option<Identity>, rlimits: Vec<R
 }
 
 /// The agent is never killed for want of memory; what it starts may be. Does what it can: there is nobody to tell.
-fn be_ordinary() {
+///
+/// Async-signal-safe.
+pub fn be_ordinary() {
     // SAFETY: the path is a C string and the bytes are as many as is said; the descriptor is closed once.
     #[allow(unsafe_code, reason = "std's files allocate, which a child must not")]
     unsafe {

@@ -98,18 +98,32 @@ impl Reaper {
     /// # Errors
     /// The process cannot be started.
     pub fn spawn(&self, command: &mut Command) -> io::Result<(Child, oneshot::Receiver<Exit>)> {
+        self.promise(|| {
+            let child = command.spawn()?;
+            // As the agent the kernel would never end it for want of memory. It is no more than a hint, and the process may
+            // have ended.
+            let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
+            // Linux's process numbers are below 2^22.
+            let pid = Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX));
+            Ok((child, pid))
+        })
+    }
+
+    /// Promises the exit of the process that `start` starts, which gives its number, too.
+    ///
+    /// # Errors
+    /// Those of `start`.
+    pub fn promise<T>(
+        &self,
+        start: impl FnOnce() -> io::Result<(T, Pid)>,
+    ) -> io::Result<(T, oneshot::Receiver<Exit>)> {
         // Held from before the process exists: an exit cannot come before its route.
         let mut routes = self.routes();
-        let child = command.spawn()?;
-        // As the agent the kernel would never end it for want of memory. It is no more than a hint, and the process may have
-        // ended.
-        let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
+        let (started, pid) = start()?;
         let (sender, exit) = oneshot::channel();
-        // Linux's process numbers are below 2^22.
-        let pid = Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX));
         routes.insert(pid, sender);
         self.childless.send_replace(false);
-        Ok((child, exit))
+        Ok((started, exit))
     }
 
     /// Resolves when this process has no child, dead or alive.

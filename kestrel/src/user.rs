@@ -89,11 +89,16 @@ pub fn find(root: &Path, wanted: &str) -> Result<User, UserError> {
 /// The folder of the user who has number 0; the usual one where the file does not tell.
 #[must_use]
 pub fn home_of_root(root: &Path) -> String {
-    find(root, "0")
-        .ok()
-        .map(|user| user.home)
-        .filter(|home| home != "/")
-        .unwrap_or_else(|| "/root".to_owned())
+    home_or_usual(find(root, "0").map_or_else(|_| String::new(), |user| user.home))
+}
+
+/// What the file tells of root's folder, or the usual one.
+#[must_use]
+pub fn home_or_usual(home: String) -> String {
+    match home.as_str() {
+        "" | "/" => "/root".to_owned(),
+        _ => home,
+    }
 }
 
 /// [`find`], given the text of both files. A number is a number even where a name is written like it, and need be in no file.

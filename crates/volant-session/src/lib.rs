@@ -14,6 +14,10 @@ pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// Kind and length.
 pub const HEADER: usize = 5;
 
+/// What is made room for at first; then for as much as has come already, so that whoever claims a long frame without sending
+/// it has nobody keep much, and a long one that comes is moved seldom.
+const FIRST: usize = 16 * 1024;
+
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -127,7 +131,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 return Ok(Some(frame));
             }
             let room = MAX_PAYLOAD + HEADER - self.buffer.len();
-            self.buffer.reserve(room.min(16 * 1024));
+            self.buffer.reserve(room.min(self.buffer.len().max(FIRST)));
             let read = (&mut self.inner)
                 .take(u64::try_from(room).unwrap_or(u64::MAX))
                 .read_buf(&mut self.buffer)

@@ -4,10 +4,10 @@
 //! [`IDLE`] without a word. A program whose host is gone is told so and, if need be, killed, with all of its session.
 
 use std::{
+    fs,
     future::pending,
     io,
     os::fd::{AsFd as _, OwnedFd},
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -103,6 +103,7 @@ pub async fn run(
 async fn opened(output: &mut Output, pid: Pid) -> bool {
     let opened = SessionOpened {
         pid: pid.as_raw().try_into().unwrap_or(0),
+        again: true,
         ..SessionOpened::default()
     };
     answer(output, &opened).await
@@ -111,6 +112,11 @@ async fn opened(output: &mut Output, pid: Pid) -> bool {
 fn no_pipe(error: &io::Error) -> Refusal {
     let message = format!("cannot make the program's input and output: {error}");
     Refusal::new(Why::Unusable, message)
+}
+
+/// A standard input that ends at once.
+fn nothing() -> io::Result<OwnedFd> {
+    Ok(fs::File::open("/dev/null")?.into())
 }
 
 /// A pipe whose `theirs` end belongs to who uses it: a program may open it anew, as `/dev/stdout`.
@@ -133,9 +139,9 @@ fn on_pipes(
             true => {
                 let (theirs, ours) = pipe(user, |pipe| &pipe.0)?;
                 let ours: Box<dyn AsyncWrite + Send + Unpin> = Box::new(Descriptor::new(ours)?);
-                (Stdio::from(theirs), Some(ours))
+                (theirs, Some(ours))
             }
-            false => (Stdio::null(), None),
+            false => (nothing()?, None),
         };
         let (stdout, stdout_end) = pipe(user, |pipe| &pipe.1)?;
         let (stderr, stderr_end) = pipe(user, |pipe| &pipe.1)?;
@@ -148,7 +154,7 @@ fn on_pipes(
         Ok((stdin, stdout_end, stderr_end, ends))
     };
     let (stdin, stdout, stderr, ends) = make().map_err(|error| no_pipe(&error))?;
-    let started = program.start(&sessions.reaper, stdin, stdout, stderr, false)?;
+    let started = program.start(&sessions.reaper, [stdin, stdout, stderr], false)?;
     Ok((started, ends))
 }
 
@@ -184,7 +190,7 @@ fn pair(user: Uid, size: WindowSize) -> Result<(OwnedFd, OwnedFd), Refusal> {
 fn start_on(program: Program, theirs: OwnedFd, sessions: &Sessions) -> Result<Started, Refusal> {
     let copy = || theirs.try_clone().map_err(|error| no_pipe(&error));
     let (stdin, stdout) = (copy()?, copy()?);
-    program.start(&sessions.reaper, stdin.into(), stdout, theirs, true)
+    program.start(&sessions.reaper, [stdin, stdout, theirs], true)
 }
 
 /// Starts a program that nobody attends. Its output goes where the workload's does.
@@ -199,13 +205,8 @@ fn detach(program: Program, tty: bool, sessions: &Sessions) -> Result<Pid, Refus
     let user = program.user();
     let make = || pipe(user, |pipe| &pipe.1).map_err(|error| no_pipe(&error));
     let ((stdout, stdout_end), (stderr, stderr_end)) = (make()?, make()?);
-    let started = program.start(
-        &sessions.reaper,
-        Stdio::null(),
-        stdout_end,
-        stderr_end,
-        false,
-    )?;
+    let stdin = nothing().map_err(|error| no_pipe(&error))?;
+    let started = program.start(&sessions.reaper, [stdin, stdout_end, stderr_end], false)?;
     for (pipe, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
         let logs = Arc::clone(&sessions.logs);
         tokio::spawn(async move { logs::read(pipe, stream, &logs).await });

@@ -10,6 +10,7 @@
 mod archive;
 mod connect;
 mod descriptor;
+mod direct;
 mod exec;
 mod feed;
 mod kin;
@@ -17,6 +18,7 @@ mod listen;
 pub mod names;
 mod pack;
 mod program;
+mod spawn;
 mod stats;
 mod terminal;
 mod unpack;
@@ -41,7 +43,7 @@ use volant_proto::agent::v1::{
     SessionEnd, SessionOpened, SessionRefused, SessionRequest, session_refused::Kind as Why,
     session_request::Session,
 };
-use volant_session::{Frame, FrameError, Kind, Reader, Writer};
+use volant_session::{Frame, FrameError, Kind, MAX_PAYLOAD, Reader, Writer};
 
 use self::descriptor::Descriptor;
 pub use self::listen::listen;
@@ -183,28 +185,59 @@ pub async fn serve(listener: OwnedFd, sessions: Arc<Sessions>) {
         let (sessions, places) = (Arc::clone(&sessions), Arc::clone(&places));
         tokio::spawn(async move {
             let mut input = Reader::new(connection.clone());
-            converse(&mut input, Writer(connection), &sessions, &places).await;
+            let mut output = Writer(connection.clone());
+            let mut within = Some(OPEN_WITHIN);
+            while converse(&mut input, &mut output, within, &sessions, &places).await {
+                // Whoever keeps a connection says nothing on it until there is something to say.
+                within = None;
+            }
             // The host closes: it may still be sending what is of no use any more.
-            let closed = async { while let Ok(Some(_)) = input.next().await {} };
+            let closed = async {
+                while connection
+                    .chunk(MAX_PAYLOAD)
+                    .await
+                    .is_ok_and(|bytes| !bytes.is_empty())
+                {}
+            };
             let _ = timeout(CLOSED_WITHIN, closed).await;
             drop(permit);
         });
     }
 }
 
-/// From OPEN to the last frame. A host that is gone is told nothing.
-async fn converse(input: &mut Input, mut output: Output, sessions: &Sessions, places: &Semaphore) {
-    let last = match open(input, sessions, places).await {
-        Some(Ok((session, _place))) => match hold(session, input, &mut output, sessions).await {
-            Ok(Some(end)) => Frame::message(Kind::End, &end),
-            Ok(None) => return,
-            Err(refusal) => refused(refusal),
-        },
+/// From OPEN to the last frame: whether another OPEN may come. A host that is gone is told nothing.
+async fn converse(
+    input: &mut Input,
+    output: &mut Output,
+    within: Option<Duration>,
+    sessions: &Sessions,
+    places: &Semaphore,
+) -> bool {
+    let mut again = false;
+    let last = match open(input, within, sessions, places).await {
+        Some(Ok((session, _place))) => {
+            again = may_follow(&session);
+            match hold(session, input, output, sessions).await {
+                Ok(Some(end)) => Frame::message(Kind::End, &end),
+                Ok(None) => return false,
+                Err(refusal) => {
+                    again = false;
+                    refused(refusal)
+                }
+            }
+        }
         Some(Err(refusal)) => refused(refusal),
-        None => return,
+        None => return false,
     };
     // A host that is gone needs no last frame.
-    let _ = timeout(CLOSED_WITHIN, output.send(&last)).await;
+    let sent = timeout(CLOSED_WITHIN, output.send(&last)).await;
+    again && matches!(sent, Ok(Ok(())))
+}
+
+/// Whether another session may follow this one on its connection: not where a thread had that for itself, or data went
+/// through it to its end.
+fn may_follow(session: &Session) -> bool {
+    matches!(session, Session::Exec(_) | Session::Stats(_))
 }
 
 fn refused(refusal: Refusal) -> Frame {
@@ -218,10 +251,15 @@ fn refused(refusal: Refusal) -> Frame {
 /// What the host wants, and a place for it.
 async fn open<'a>(
     input: &mut Input,
+    within: Option<Duration>,
     sessions: &Sessions,
     places: &'a Semaphore,
 ) -> Option<Result<(Session, tokio::sync::SemaphorePermit<'a>), Refusal>> {
-    let request = match timeout(OPEN_WITHIN, input.next()).await {
+    let first = match within {
+        Some(within) => timeout(within, input.next()).await,
+        None => Ok(next_open(input).await),
+    };
+    let request = match first {
         Ok(Ok(Some(frame))) if frame.kind == Kind::Open => frame.decode::<SessionRequest>(),
         Ok(Ok(Some(_))) => {
             let message = "a session begins with OPEN";
@@ -240,6 +278,20 @@ async fn open<'a>(
         }
         Err(error) => Err(Refusal::new(Why::Invalid, error.to_string())),
     })
+}
+
+/// The OPEN that follows another session, whose last frames the host sent before it knew of its end.
+async fn next_open(input: &mut Input) -> Result<Option<Frame>, FrameError> {
+    loop {
+        match input.next().await? {
+            Some(frame)
+                if matches!(
+                    frame.kind,
+                    Kind::Input | Kind::InputEnd | Kind::Resize | Kind::Signal
+                ) => {}
+            other => return Ok(other),
+        }
+    }
 }
 
 fn admit<'a>(
@@ -283,6 +335,7 @@ async fn hold(
         Session::Stats(wanted) => {
             let opened = SessionOpened {
                 stats: Some(stats::measure(wanted.processes, sessions)),
+                again: true,
                 ..SessionOpened::default()
             };
             Ok(answer(output, &opened).await.then(SessionEnd::default))

@@ -1,26 +1,24 @@
 //! Files of the guest as a tar.
 //!
-//! A thread reads them, this session sends what it made: a few chunks are between the two, and no more. Kernel file systems
-//! below what is packed are left empty, as they have no files that could be kept.
+//! A thread reads them and sends them on: one frame is between the two, and no more. Kernel file systems below what is packed
+//! are left empty, as they have no files that could be kept.
 
 use std::{
     io::{self, Read as _, Write},
     path::{Path, PathBuf},
 };
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
 use volant_proto::agent::v1::{
     PackSession, PathInfo, SessionEnd, SessionOpened, session_refused::Kind as Why,
 };
-use volant_session::{Frame, Kind, MAX_PAYLOAD};
 
-use super::{Ended, Output, Refusal, answer, failed};
+use super::{
+    Ended, Output, Refusal, answer,
+    direct::{Outgoing, in_thread},
+    failed,
+};
 
 mod walk;
-
-/// How many chunks are on their way from the files to the host.
-const CHUNKS: usize = 4;
 
 /// Packs what is wanted.
 ///
@@ -35,24 +33,16 @@ pub async fn run(wanted: &PackSession, output: &mut Output) -> Result<Ended, Ref
     if !answer(output, &opened).await {
         return Ok(None);
     }
-    let (sender, mut chunks) = mpsc::channel(CHUNKS);
-    let packing = tokio::task::spawn_blocking(move || {
-        let mut out = Chunks {
-            buffer: Vec::with_capacity(MAX_PAYLOAD),
-            sender,
-        };
-        walk::pack(&top, &mut out)
-    });
-    while let Some(chunk) = chunks.recv().await {
-        if output.send(&Frame::new(Kind::Output, chunk)).await.is_err() {
-            // The thread ends at its next chunk.
-            return Ok(None);
-        }
-    }
-    Ok(match packing.await {
-        Ok(Ok(())) => Some(SessionEnd::default()),
-        Ok(Err(error)) => failed(error.to_string()),
-        Err(error) => failed(format!("the packing ended early: {error}")),
+    let connection = output.0.clone();
+    let mut out = Chunks(Outgoing::new(connection.clone()));
+    let packed = in_thread(&connection, move || walk::pack(&top, &mut out)).await;
+    Ok(match packed {
+        Ok(Some(Ok(()))) => Some(SessionEnd::default()),
+        // Nobody is there to be told.
+        Ok(Some(Err(walk::PackError::Send(_)))) => None,
+        Ok(Some(Err(error))) => failed(error.to_string()),
+        Ok(None) => failed("the packing ended early"),
+        Err(error) => failed(format!("cannot begin to pack: {error}")),
     })
 }
 
@@ -121,32 +111,35 @@ fn parent_name(path: &Path) -> io::Result<Vec<u8>> {
     Ok(name.as_encoded_bytes().to_vec())
 }
 
-/// Gives what is written on in chunks, and waits while nobody takes them.
+/// Sends what is written in chunks, and waits while nobody takes them.
 #[derive(Debug)]
-struct Chunks {
-    buffer: Vec<u8>,
-    sender: mpsc::Sender<Bytes>,
-}
+struct Chunks(Outgoing);
 
 impl Chunks {
     /// How much more fits in this chunk.
     fn room(&self) -> usize {
-        MAX_PAYLOAD - self.buffer.len()
+        self.0.room()
     }
 
     /// Adds up to `most` bytes of the file, which fit; gives how many.
     fn read(&mut self, file: &mut std::fs::File, most: usize) -> io::Result<usize> {
-        let start = self.buffer.len();
+        let buffer = &mut self.0.frame;
+        let start = buffer.len();
         // Straight to where it is sent from, and without zeroing the place first.
-        if self.buffer.capacity() - start == most {
-            let room = rustix::buffer::spare_capacity(&mut self.buffer);
+        if buffer.capacity() - start == most {
+            let room = rustix::buffer::spare_capacity(buffer);
             return Ok(rustix::io::read(file, room)?);
         }
-        self.buffer.resize(start + most, 0);
-        let read = file.read(&mut self.buffer[start..]);
-        self.buffer
-            .truncate(start + read.as_ref().map_or(0, |count| *count));
+        buffer.resize(start + most, 0);
+        let read = file.read(&mut buffer[start..]);
+        buffer.truncate(start + read.as_ref().map_or(0, |count| *count));
         read
+    }
+
+    /// Adds so many zeros, which fit.
+    fn zeros(&mut self, count: usize) {
+        let buffer = &mut self.0.frame;
+        buffer.resize(buffer.len() + count, 0);
     }
 
     fn send_full(&mut self) -> io::Result<()> {
@@ -161,19 +154,13 @@ impl Chunks {
 impl Write for Chunks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = bytes.len().min(self.room());
-        self.buffer.extend_from_slice(&bytes[..count]);
+        self.0.frame.extend_from_slice(&bytes[..count]);
         self.send_full()?;
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(MAX_PAYLOAD));
-        self.sender
-            .blocking_send(chunk.into())
-            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.0.send()
     }
 }
 

@@ -2,23 +2,24 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::CString,
     fs, io,
     os::{
-        fd::OwnedFd,
-        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+        fd::{AsFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use nix::unistd::{Pid, Uid};
-use rustix::process::ioctl_tiocsctty;
 use tokio::sync::oneshot;
 use volant_proto::agent::v1::{ExecSession, session_refused::Kind as Why};
 
-use super::{Refusal, Sessions};
+use super::{
+    Refusal, Sessions,
+    spawn::{self, Plan},
+};
 use crate::{
-    child,
     reap::{Exit, Reaper},
     user::{self, Identity},
 };
@@ -72,7 +73,7 @@ impl Program {
             Refusal::new(why, chain(&error))
         })?;
         let home = match wanted.user.as_str() {
-            "" => user::home_of_root(&sessions.root),
+            "" => user::home_or_usual(user.home),
             _ => user.home,
         };
         let shell = Some(user.shell)
@@ -115,31 +116,39 @@ impl Program {
     pub fn start(
         self,
         reaper: &Reaper,
-        stdin: Stdio,
-        stdout: OwnedFd,
-        stderr: OwnedFd,
+        stdio: [OwnedFd; 3],
         terminal: bool,
     ) -> Result<Started, Refusal> {
-        let mut command = Command::new(&self.path);
-        command
-            .arg0(&self.name)
-            .args(&self.arguments)
-            .current_dir(&self.workdir)
-            .env_clear()
-            .envs(&self.env)
-            .stdin(stdin)
-            .stdout(stdout)
-            .stderr(stderr);
-        child::prepare(&mut command, self.identity, Vec::new());
-        if terminal {
-            take_terminal(&mut command);
-        }
-        let (child, exit) = reaper
-            .spawn(&mut command)
+        let none = || {
+            let message = "a word of the command has a nul byte in it";
+            Refusal::new(Why::Invalid, message)
+        };
+        let path = c_string(self.path.as_os_str().as_bytes()).ok_or_else(none)?;
+        let workdir = c_string(self.workdir.as_os_str().as_bytes()).ok_or_else(none)?;
+        let words = [&self.name].into_iter().chain(&self.arguments);
+        let arguments = words.map(|word| c_string(word.as_bytes()));
+        let arguments: Vec<_> = arguments.collect::<Option<_>>().ok_or_else(none)?;
+        let variables = self.env.iter();
+        let env = variables.map(|(key, value)| c_string(format!("{key}={value}").as_bytes()));
+        let env: Vec<_> = env.collect::<Option<_>>().ok_or_else(none)?;
+        let plan = Plan {
+            path: &path,
+            arguments: &arguments,
+            env: &env,
+            workdir: &workdir,
+            identity: self.identity.as_ref(),
+            stdio: [0, 1, 2].map(|number| stdio[number].as_fd()),
+            terminal,
+        };
+        let (pid, exit) = reaper
+            .promise(|| spawn::start(&plan).map(|pid| (pid, pid)))
             .map_err(|error| explain(&self.path, &error))?;
-        let pid = Pid::from_raw(child.id().try_into().unwrap_or(i32::MAX));
         Ok(Started { pid, exit })
     }
+}
+
+fn c_string(bytes: &[u8]) -> Option<CString> {
+    CString::new(bytes).ok()
 }
 
 fn environment(
@@ -206,10 +215,10 @@ fn look_up(name: &str, search: &str, workdir: &Path) -> Result<PathBuf, Refusal>
     for folder in search.split(':') {
         // An empty one is the working directory, as everywhere.
         let path = workdir.join(folder).join(name);
-        if is_program(&path) {
-            return Ok(path);
+        match fs::metadata(&path) {
+            Ok(meta) if is_executable(&meta) => return Ok(path),
+            found => is_there |= found.is_ok_and(|meta| meta.is_file()),
         }
-        is_there |= path.is_file();
     }
     if is_there {
         return Err(no_program(name));
@@ -226,7 +235,11 @@ fn no_program(name: &str) -> Refusal {
 }
 
 fn is_program(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    fs::metadata(path).is_ok_and(|meta| is_executable(&meta))
+}
+
+fn is_executable(meta: &fs::Metadata) -> bool {
+    meta.is_file() && meta.permissions().mode() & 0o111 != 0
 }
 
 /// "No such file" speaks of the program's interpreter or loader: the program itself was there.
@@ -241,15 +254,6 @@ fn explain(path: &Path, error: &io::Error) -> Refusal {
             Refusal::new(Why::Busy, format!("cannot run {path}: {error}"))
         }
         _ => Refusal::system(&format!("cannot run {path}"), error),
-    }
-}
-
-/// Has the child take the terminal on its standard input: after it has begun a session, and as whoever it is by then.
-fn take_terminal(command: &mut Command) {
-    // SAFETY: the closure makes one system call, which is async-signal-safe, and allocates nothing.
-    #[allow(unsafe_code, reason = "only its leader can take a terminal")]
-    unsafe {
-        command.pre_exec(|| Ok(ioctl_tiocsctty(io::stdin())?));
     }
 }
 

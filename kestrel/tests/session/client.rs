@@ -113,17 +113,23 @@ impl Client {
     }
 
     pub async fn open(session: Session) -> Result<(Self, SessionOpened), SessionRefused> {
+        let mut client = Self::connect().await;
+        let opened = client.ask(session).await?;
+        Ok((client, opened))
+    }
+
+    /// Opens a session on this connection.
+    pub async fn ask(&mut self, session: Session) -> Result<SessionOpened, SessionRefused> {
         let request = SessionRequest {
             token: TOKEN.to_vec(),
             session: Some(session),
         };
-        let mut client = Self::connect().await;
-        client.send(Frame::message(Kind::Open, &request)).await;
-        let answer = client.next().await.expect("an answer to OPEN");
+        self.send(Frame::message(Kind::Open, &request)).await;
+        let answer = self.next().await.expect("an answer to OPEN");
         match answer.kind {
-            Kind::Opened => Ok((client, answer.decode().unwrap())),
+            Kind::Opened => Ok(answer.decode().unwrap()),
             Kind::Refused => {
-                assert!(client.next().await.is_none());
+                assert!(self.next().await.is_none());
                 Err(answer.decode().unwrap())
             }
             kind => panic!("{kind:?} is no answer"),
@@ -173,6 +179,11 @@ impl Client {
 
     /// Reads to the last frame.
     pub async fn done(mut self) -> Done {
+        self.last().await
+    }
+
+    /// Reads to the last frame, and keeps the connection.
+    pub async fn last(&mut self) -> Done {
         let mut done = Done::default();
         loop {
             let frame = self.next().await.expect("END before the connection's end");

@@ -356,3 +356,35 @@ async fn fifty_programs_at_once_are_told_apart() {
         assert_eq!(done.exit(), (u32::try_from(number).unwrap(), 0));
     }
 }
+
+#[tokio::test]
+async fn a_program_has_signals_as_they_are_by_default() {
+    let of = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        let mask = line.unwrap().split_whitespace().nth(1).unwrap().to_owned();
+        u64::from_str_radix(&mask, 16).unwrap()
+    };
+    let text = run(command(&["cat", "/proc/self/status"])).await.text();
+    assert_eq!(
+        (of(&text, "SigBlk:"), of(&text, "SigCgt:")),
+        (0, 0),
+        "{text}"
+    );
+    // Whoever runs this test may ignore others.
+    let broken_pipe = 1 << (13 - 1);
+    assert_eq!(of(&text, "SigIgn:") & broken_pipe, 0, "{text}");
+}
+
+#[tokio::test]
+async fn a_script_without_an_interpreter_is_the_shell_s() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("script");
+    fs::write(&path, "echo $0 $1; exit 4").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = path.to_str().unwrap();
+    let done = run(command(&[path, "word"])).await;
+    assert_eq!(
+        (done.text(), done.exit()),
+        (format!("{path} word\n"), (4, 0))
+    );
+}

@@ -7,7 +7,7 @@ use volant_proto::agent::v1::{
 };
 use volant_session::{Frame, Kind};
 
-use crate::client::{Client, GUEST, TOKEN, run, sh};
+use crate::client::{Client, GUEST, TOKEN, exec, run, sh};
 
 async fn refused(frame: Frame) -> SessionRefused {
     let mut client = Client::connect().await;
@@ -71,4 +71,28 @@ async fn the_guest_s_state_is_told_at_once() {
     assert!(stats.filesystems.iter().any(|found| found.total_kib > 0));
     assert_eq!((stats.restarts, &*stats.health), (2, "healthy"));
     client.done().await.exit();
+}
+
+#[tokio::test]
+async fn a_connection_has_one_program_after_another() {
+    let (mut client, opened) = exec(sh("exit 1")).await.unwrap();
+    assert!(opened.again);
+    assert_eq!(client.last().await.exit(), (1, 0));
+    for code in 2..5 {
+        // A host may say this before it knows of the end.
+        client.signal(9).await;
+        client.input(b"for nobody").await;
+        client.end_input().await;
+        let wanted = Session::Exec(sh(&format!("echo {code}; exit {code}")));
+        client.ask(wanted).await.unwrap();
+        let done = client.last().await;
+        assert_eq!((done.text(), done.exit()), (format!("{code}\n"), (code, 0)));
+    }
+    let wanted = SessionRequest {
+        token: b"another boot's".to_vec(),
+        session: Some(Session::Exec(sh("exit 0"))),
+    };
+    client.send(Frame::message(Kind::Open, &wanted)).await;
+    assert_eq!(client.next().await.unwrap().kind, Kind::Refused);
+    assert!(client.next().await.is_none());
 }

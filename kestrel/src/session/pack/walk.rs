@@ -272,7 +272,7 @@ impl Packer<'_> {
             };
             if count == 0 {
                 self.shrunk.get_or_insert_with(|| path.to_owned());
-                self.out.buffer.extend(std::iter::repeat_n(0, most));
+                self.out.zeros(most);
             }
             let count = if count == 0 { most } else { count };
             left -= count as u64;
