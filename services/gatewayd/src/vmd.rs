@@ -64,6 +64,11 @@ const CONNECT: Duration = Duration::from_secs(5);
 const CALL: Duration = Duration::from_secs(30);
 /// What a supervisor may have sent of a stream that was not read yet, in bytes.
 const WINDOW: u32 = 256 * 1024;
+/// HTTP/2's library ends a connection on which more small frames wait than half of its window pays for, with 256 bytes for
+/// each. A program that prints byte by byte to a slow reader is no reason to: as many as fit into [`WINDOW`] may wait.
+const CONNECTION_WINDOW: u32 = 64 * WINDOW;
+/// A message of a copy in one piece.
+const MAX_FRAME: u32 = 128 * 1024;
 /// The largest message that is taken: a guest's statistics with its processes.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
@@ -97,8 +102,9 @@ impl Vmds {
             std::future::ready(stream.map(TokioIo::new))
         });
         let channel = Endpoint::from_static("http://vmd.sock")
+            .max_frame_size(MAX_FRAME)
             .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .connect_with_connector(connector)
             .await?;
         Ok(Client {

@@ -42,6 +42,8 @@ type Answer = Result<ExecResponse, Status>;
 /// How it goes on.
 enum Turn {
     On,
+    /// The program said how it ended.
+    Exited,
     Ended,
     Moved,
 }
@@ -72,6 +74,7 @@ impl Exec {
                 Ok(Turn::On) => {}
                 // Its connection closes, which ends the program if it still runs.
                 Ok(Turn::Ended) => return,
+                Ok(Turn::Exited) => return self.program.session.give_back(),
                 Ok(Turn::Moved) => break,
                 Err(garbage) => {
                     let error = format!(
@@ -125,7 +128,7 @@ impl Exec {
                 let message = shown(&frame)?;
                 let ended = matches!(message, Message::Exited(_));
                 slot.send(Ok(ExecResponse { message: Some(message) }));
-                Ok(if ended { Turn::Ended } else { Turn::On })
+                Ok(if ended { Turn::Exited } else { Turn::On })
             }
             frame = session.reader.next(), if program.undelivered.is_none() => {
                 program.undelivered = Some(frame?.ok_or(Garbage::Closed)?);

@@ -46,6 +46,13 @@ use crate::{
 const MAX_MESSAGE: usize = 1024 * 1024;
 /// Calls of one client connection at once: more than there are sessions.
 const MAX_STREAMS: u32 = 256;
+/// What a client may send before it is taken: a copy is not held up for every frame of it, and a guest that takes none has
+/// little kept here.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Half of it pays for small messages that wait, as a guest takes them slowly; the library ends the connection beyond.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// A message of a copy in one piece.
+const MAX_FRAME: u32 = 128 * 1024;
 /// Messages to a client that wait for it.
 const WAITING: usize = 1;
 
@@ -83,6 +90,9 @@ impl Service {
         let listener = UnixListener::from_std(listener)?;
         let served = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
             .serve_with_incoming_shutdown(
                 VmServiceServer::new(self).max_decoding_message_size(MAX_MESSAGE),
                 UnixListenerStream::new(listener),

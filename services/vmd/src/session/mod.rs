@@ -8,9 +8,19 @@ mod outbox;
 
 pub use outbox::Outbox;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::AsRawFd as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::BytesMut;
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -30,6 +40,9 @@ use crate::{agent::Token, text::printable};
 
 /// Sessions of one VM at once.
 pub const MAX_SESSIONS: usize = 64;
+/// Connections that wait for the next session: they spare it the way to a new one, which takes the guest longer than to open a
+/// session.
+const MOST_KEPT: usize = 2;
 /// From the connection to the answer to OPEN.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest answer of a VMM to `CONNECT`.
@@ -46,6 +59,8 @@ struct Shared {
     vsock: PathBuf,
     token: Token,
     slots: Arc<Semaphore>,
+    /// Connections on which the agent waits for the next session.
+    kept: Mutex<Vec<UnixStream>>,
 }
 
 /// A session that the guest opened.
@@ -53,6 +68,8 @@ struct Shared {
 pub struct Session {
     pub reader: Reader<OwnedReadHalf>,
     pub outbox: Outbox<OwnedWriteHalf>,
+    /// Where the connection may go after this session; nowhere: it ends with it.
+    home: Option<Sessions>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -95,6 +112,7 @@ impl Sessions {
             vsock,
             token,
             slots: Arc::new(Semaphore::new(MAX_SESSIONS)),
+            kept: Mutex::default(),
         }))
     }
 
@@ -137,6 +155,7 @@ impl Sessions {
         Ok(Session {
             reader: Reader::with_rest(read, received),
             outbox: Outbox::with_rest(write, unsent),
+            home: None,
             _slot: slot,
         })
     }
@@ -151,11 +170,15 @@ impl Sessions {
         request: &Frame,
         slot: OwnedSemaphorePermit,
     ) -> Result<(SessionOpened, Session), OpenError> {
-        let (connection, received) = self.connect().await.map_err(OpenError::Unreachable)?;
+        let (connection, received) = match self.kept() {
+            Some(connection) => (connection, BytesMut::new()),
+            None => self.connect().await.map_err(OpenError::Unreachable)?,
+        };
         let (read, write) = connection.into_split();
         let mut session = Session {
             reader: Reader::with_rest(read, received),
             outbox: Outbox::new(write),
+            home: None,
             _slot: slot,
         };
         session.outbox.put(request);
@@ -163,7 +186,11 @@ impl Sessions {
         sent.map_err(OpenError::Unreachable)?;
         let frame = session.next().await?;
         match frame.kind {
-            Kind::Opened => Ok((frame.decode().map_err(Garbage::Frame)?, session)),
+            Kind::Opened => {
+                let opened: SessionOpened = frame.decode().map_err(Garbage::Frame)?;
+                session.home = opened.again.then(|| self.clone());
+                Ok((opened, session))
+            }
             Kind::Refused => {
                 let refused: SessionRefused = frame.decode().map_err(Garbage::Frame)?;
                 Err(OpenError::Refused {
@@ -173,6 +200,22 @@ impl Sessions {
             }
             kind => Err(Garbage::Kind(kind).into()),
         }
+    }
+
+    /// A connection of an earlier session, if there is one that the agent has not closed.
+    fn kept(&self) -> Option<UnixStream> {
+        loop {
+            let connection = self.kept_list().pop()?;
+            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            // An agent has nothing to say here.
+            if recv(connection.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN) {
+                return Some(connection);
+            }
+        }
+    }
+
+    fn kept_list(&self) -> MutexGuard<'_, Vec<UnixStream>> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection to the agent, and what came on it already.
@@ -211,6 +254,26 @@ impl Session {
     /// What comes is no frame, or the connection ended.
     pub async fn next(&mut self) -> Result<Frame, Garbage> {
         self.reader.next().await?.ok_or(Garbage::Closed)
+    }
+
+    /// Keeps the connection for the next session, if it can have another. Call after [`Kind::End`].
+    pub fn give_back(self) {
+        let Self {
+            reader,
+            outbox,
+            home,
+            ..
+        } = self;
+        let (Some(home), true, true) = (home, reader.rest().is_empty(), outbox.is_empty()) else {
+            return;
+        };
+        let Ok(connection) = reader.into_parts().0.reunite(outbox.into_inner()) else {
+            return;
+        };
+        let mut kept = home.kept_list();
+        if kept.len() < MOST_KEPT {
+            kept.push(connection);
+        }
     }
 }
 
@@ -282,5 +345,71 @@ mod tests {
             let error = volant_service::chain(&opened.unwrap_err());
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_kept_for_the_next_session_until_the_guest_closes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(folder.path().join("vsock")).unwrap();
+        let sessions = sessions(&folder);
+        let ask = || {
+            let ask = session_request::Session::Stats(StatsSession { processes: 0 });
+            sessions.open(ask)
+        };
+        let accept = async || {
+            let (mut vmm, _) = listener.accept().await.unwrap();
+            vmm.read_exact(&mut [0; 13]).await.unwrap();
+            vmm.write_all(b"OK 5\n").await.unwrap();
+            vmm
+        };
+        let answer = async |vmm: &mut UnixStream, again| {
+            let (read, write) = vmm.split();
+            let request = Reader::new(read).next().await.unwrap().unwrap();
+            assert_eq!(request.kind, Kind::Open);
+            let opened = SessionOpened {
+                again,
+                ..SessionOpened::default()
+            };
+            let mut writer = volant_session::Writer(write);
+            let frame = Frame::message(Kind::Opened, &opened);
+            writer.send(&frame).await.unwrap();
+        };
+        let first = async {
+            let mut vmm = accept().await;
+            answer(&mut vmm, true).await;
+            vmm
+        };
+        let (mut vmm, opened) = tokio::join!(first, ask());
+        opened.unwrap().1.give_back();
+        // The same connection, whose guest wants no further one.
+        let ((), opened) = tokio::join!(answer(&mut vmm, false), ask());
+        opened.unwrap().1.give_back();
+        let (mut other, opened) = tokio::join!(
+            async {
+                let mut vmm = accept().await;
+                answer(&mut vmm, true).await;
+                vmm
+            },
+            ask()
+        );
+        // What is not sent yet belongs to the session that ended.
+        let mut session = opened.unwrap().1;
+        session.outbox.put(&Frame::new(Kind::InputEnd, ""));
+        session.give_back();
+        assert_eq!(other.read(&mut [0]).await.unwrap(), 0);
+        let third = async {
+            let mut vmm = accept().await;
+            answer(&mut vmm, true).await;
+            vmm
+        };
+        let (vmm, opened) = tokio::join!(third, ask());
+        opened.unwrap().1.give_back();
+        drop(vmm);
+        let fourth = async {
+            let mut vmm = accept().await;
+            answer(&mut vmm, false).await;
+        };
+        let ((), opened) = tokio::join!(fourth, ask());
+        opened.unwrap();
     }
 }

@@ -46,6 +46,11 @@ impl<W> Outbox<W> {
     pub fn get_ref(&self) -> &W {
         &self.inner
     }
+
+    /// The connection, without what is not written yet.
+    pub fn into_inner(self) -> W {
+        self.inner
+    }
 }
 
 impl<W: AsyncWrite + Unpin> Outbox<W> {

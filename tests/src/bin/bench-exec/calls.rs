@@ -15,7 +15,9 @@ use volant_proto::vm::v1::{
 };
 
 const CHUNK: usize = 64 * 1024;
+/// These are the gateway's, too.
 const WINDOW: u32 = 1024 * 1024;
+const MAX_FRAME: u32 = 128 * 1024;
 
 /// A connection to a VM's supervisor; clones share it.
 #[derive(Clone, Debug)]
@@ -28,6 +30,7 @@ impl Vmd {
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static("http://vmd.sock")
+            .max_frame_size(MAX_FRAME)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .connect_with_connector(connector)
