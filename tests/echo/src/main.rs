@@ -1,6 +1,7 @@
 //! A bare vsock stream into the guest. The first byte of a connection tells what it is for:
 //! `e`: everything that follows comes back; `s` and 8 bytes (little-endian): so many bytes that follow are dropped, and the
-//! last is answered with one; `g` and 8 bytes: so many are sent.
+//! last is answered with one; `f` and 8 bytes: the same, but they are written to a file that has no name; `g` and 8 bytes: so
+//! many are sent.
 
 use std::{
     fs::File,
@@ -74,6 +75,22 @@ fn converse(mut connection: File) -> io::Result<()> {
                 match connection.read(&mut buffer)? {
                     0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                     read => left = left.saturating_sub(read as u64),
+                }
+            }
+            connection.write_all(b".")
+        }
+        b'f' => {
+            let mut left = count(&mut connection)?;
+            let path = "/tmp/vsock-echo";
+            let mut file = File::create(path)?;
+            std::fs::remove_file(path)?;
+            while left > 0 {
+                match connection.read(&mut buffer)? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    read => {
+                        file.write_all(&buffer[..read])?;
+                        left = left.saturating_sub(read as u64);
+                    }
                 }
             }
             connection.write_all(b".")

@@ -48,8 +48,17 @@ impl Bare {
 
     /// Sends so many bytes into the guest, until it has read them all.
     pub fn send(&self, bytes: u64) -> Result<Duration> {
+        self.send_for(b"s", bytes)
+    }
+
+    /// Sends so many bytes into the guest, until it has written them all to a file in memory.
+    pub fn send_to_file(&self, bytes: u64) -> Result<Duration> {
+        self.send_for(b"f", bytes)
+    }
+
+    fn send_for(&self, what: &[u8], bytes: u64) -> Result<Duration> {
         let mut stream = self.dial()?;
-        stream.write_all(b"s")?;
+        stream.write_all(what)?;
         let chunk = vec![b'x'; CHUNK];
         let begun = Instant::now();
         stream.write_all(&bytes.to_le_bytes())?;

@@ -110,6 +110,10 @@ async fn main() -> Result<()> {
         );
     }
     println!(
+        "  in, a bare stream that is written to a file  {:>8.0}",
+        copies.bare_file
+    );
+    println!(
         "  lines of the log that came meanwhile: {} of {}",
         copies.lines, copies.lines_sent
     );
@@ -230,6 +234,8 @@ async fn at_once(vmd: &Vmd) -> Result<f64> {
 #[derive(Debug)]
 struct Copies {
     bare_in: f64,
+    /// Information alone: how much of a copy is the file in the guest's memory.
+    bare_file: f64,
     copied_in: f64,
     bare_out: f64,
     copied_out: f64,
@@ -240,7 +246,7 @@ struct Copies {
 impl Copies {
     fn raw(&self) -> Value {
         json!({
-            "bytes": COPY, "bare_in_mb_s": self.bare_in, "copied_in_mb_s": self.copied_in,
+            "bytes": COPY, "bare_in_mb_s": self.bare_in, "bare_file_mb_s": self.bare_file, "copied_in_mb_s": self.copied_in,
             "bare_out_mb_s": self.bare_out, "copied_out_mb_s": self.copied_out,
             "log_lines": self.lines, "log_lines_sent": self.lines_sent,
         })
@@ -255,7 +261,7 @@ async fn copies(site: &Site, bare: &Bare, vmd: &mut Vmd) -> Result<Copies> {
     );
     vmd.exec(&["sh", "-c", &writer], true).await?;
     let rate = |bytes: u64, seconds: f64| bytes as f64 / seconds / 1e6;
-    let mut all = [const { Vec::new() }; 4];
+    let mut all = [const { Vec::new() }; 5];
     for _ in 0..COPIES {
         all[0].push(rate(COPY, bare.send(COPY)?.as_secs_f64()));
         all[1].push(rate(
@@ -267,6 +273,7 @@ async fn copies(site: &Site, bare: &Bare, vmd: &mut Vmd) -> Result<Copies> {
         ensure!(bytes >= COPY, "only {bytes} bytes came out");
         all[3].push(rate(bytes, took.as_secs_f64()));
         vmd.exec(&["rm", "/tmp/big"], false).await?;
+        all[4].push(rate(COPY, bare.send_to_file(COPY)?.as_secs_f64()));
     }
     let count = || -> Result<usize> {
         let text = site.journal(VM)?;
@@ -278,9 +285,10 @@ async fn copies(site: &Site, bare: &Bare, vmd: &mut Vmd) -> Result<Copies> {
     let lines = eventually("the log is complete", BOOT, || {
         Ok(Some(count()?).filter(|&count| count >= lines_sent))
     })?;
-    let [bare_in, copied_in, bare_out, copied_out] = all.map(|values| median(&values));
+    let [bare_in, copied_in, bare_out, copied_out, bare_file] = all.map(|values| median(&values));
     Ok(Copies {
         bare_in,
+        bare_file,
         copied_in,
         bare_out,
         copied_out,
