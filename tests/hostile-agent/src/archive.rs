@@ -20,7 +20,10 @@ pub fn send(name: &str, mut give: impl FnMut(&[u8]) -> io::Result<()>) -> io::Re
     match name {
         "parent" => add(FILE, "x/../../escaped", ""),
         "absolute" => add(FILE, "/root/escaped", ""),
-        "other" => add(FILE, "other/escaped", ""),
+        "other" => {
+            add(FOLDER, "x/", "");
+            add(FILE, "other/escaped", "");
+        }
         // A way out that is made first, and then gone through.
         "through-link" => {
             add(FOLDER, "x/", "");

@@ -106,7 +106,7 @@ fn bytes<'a>(name: &str, shared: &'a Shared) -> Option<Box<Bytes<'a>>> {
         "wide-window" => {
             Box::new(|_, _| frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()))
         }
-        "huge-frame" => Box::new(|stream, _| frame(DATA, 0, stream, &noise(stream, 1 << 20))),
+        "huge-data" => Box::new(|stream, _| frame(DATA, 0, stream, &noise(stream, 1 << 20))),
         // A message of 64 MiB, of which each round brings a piece.
         "huge-message" => Box::new(|_, round| {
             if round == 0 {

@@ -1,7 +1,7 @@
 //! What it reports of a workload that is not there.
 
 use volant_proto::agent::v1::{
-    Fatal, HealthChanged, Ready, WorkloadExited, WorkloadRestarting, WorkloadStarted,
+    HealthChanged, Ready, WorkloadExited, WorkloadRestarting, WorkloadStarted,
     report_request::Report,
 };
 
@@ -28,9 +28,6 @@ fn exits() -> Vec<Report> {
         exited(0, 0),
         Report::Ready(Ready {}),
         Report::WorkloadStarted(WorkloadStarted { pid: 0 }),
-        Report::Fatal(Fatal {
-            cause: "\x1b[2J".repeat(10_000),
-        }),
         exited(7, 0),
     ]
 }
