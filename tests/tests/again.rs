@@ -102,6 +102,8 @@ fn a_life_leaves_nothing_on_the_host() -> Result<()> {
         Ok((now == before).then_some(()))
     })
     .with_context(|| format!("before:\n{before}\nafter:\n{now}"))?;
+    // What the first life left by name would be as before.
+    ensure!(!now.contains("again"), "left of the VM:\n{now}");
     let mut now = Vec::new();
     eventually(
         "no daemon has more descriptors open",
