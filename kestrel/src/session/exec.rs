@@ -154,7 +154,7 @@ fn on_pipes(
         Ok((stdin, stdout_end, stderr_end, ends))
     };
     let (stdin, stdout, stderr, ends) = make().map_err(|error| no_pipe(&error))?;
-    let started = program.start(&sessions.reaper, [stdin, stdout, stderr], false)?;
+    let started = program.start(&sessions.reaper, &[stdin, stdout, stderr], false)?;
     Ok((started, ends))
 }
 
@@ -190,7 +190,7 @@ fn pair(user: Uid, size: WindowSize) -> Result<(OwnedFd, OwnedFd), Refusal> {
 fn start_on(program: Program, theirs: OwnedFd, sessions: &Sessions) -> Result<Started, Refusal> {
     let copy = || theirs.try_clone().map_err(|error| no_pipe(&error));
     let (stdin, stdout) = (copy()?, copy()?);
-    program.start(&sessions.reaper, [stdin, stdout, theirs], true)
+    program.start(&sessions.reaper, &[stdin, stdout, theirs], true)
 }
 
 /// Starts a program that nobody attends. Its output goes where the workload's does.
@@ -206,7 +206,7 @@ fn detach(program: Program, tty: bool, sessions: &Sessions) -> Result<Pid, Refus
     let make = || pipe(user, |pipe| &pipe.1).map_err(|error| no_pipe(&error));
     let ((stdout, stdout_end), (stderr, stderr_end)) = (make()?, make()?);
     let stdin = nothing().map_err(|error| no_pipe(&error))?;
-    let started = program.start(&sessions.reaper, [stdin, stdout_end, stderr_end], false)?;
+    let started = program.start(&sessions.reaper, &[stdin, stdout_end, stderr_end], false)?;
     for (pipe, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
         let logs = Arc::clone(&sessions.logs);
         tokio::spawn(async move { logs::read(pipe, stream, &logs).await });

@@ -116,7 +116,7 @@ impl Program {
     pub fn start(
         self,
         reaper: &Reaper,
-        stdio: [OwnedFd; 3],
+        stdio: &[OwnedFd; 3],
         terminal: bool,
     ) -> Result<Started, Refusal> {
         let none = || {
