@@ -40,9 +40,6 @@ use crate::{agent::Token, text::printable};
 
 /// Sessions of one VM at once.
 pub const MAX_SESSIONS: usize = 64;
-/// Connections that wait for the next session: they spare it the way to a new one, which takes the guest longer than to open a
-/// session.
-const MOST_KEPT: usize = 2;
 /// From the connection to the answer to OPEN.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest answer of a VMM to `CONNECT`.
@@ -59,8 +56,9 @@ struct Shared {
     vsock: PathBuf,
     token: Token,
     slots: Arc<Semaphore>,
-    /// Connections on which the agent waits for the next session.
-    kept: Mutex<Vec<UnixStream>>,
+    /// A connection on which the agent waits for the next session: it spares that the way to a new one, which takes the guest
+    /// longer than to open a session.
+    kept: Mutex<Option<UnixStream>>,
 }
 
 /// A session that the guest opened.
@@ -125,6 +123,7 @@ impl Sessions {
         session: session_request::Session,
     ) -> Result<(SessionOpened, Session), OpenError> {
         let slot = self.slot()?;
+        let has_stats = matches!(session, session_request::Session::Stats(_));
         let request = Frame::message(
             Kind::Open,
             &SessionRequest {
@@ -135,9 +134,14 @@ impl Sessions {
         if request.payload.len() > volant_session::MAX_PAYLOAD {
             return Err(OpenError::TooLong(request.payload.len()));
         }
-        timeout(OPEN_DEADLINE, self.ask(&request, slot))
-            .await
-            .unwrap_or(Err(OpenError::Silent))
+        let opened = timeout(OPEN_DEADLINE, self.ask(&request, slot)).await;
+        let (mut opened, session) = opened.unwrap_or(Err(OpenError::Silent))?;
+        if !has_stats {
+            // A frame can have statistics that take some megabytes: with nobody to read them they go before another
+            // session's come.
+            opened.stats = None;
+        }
+        Ok((opened, session))
     }
 
     /// A session whose connection was opened by an earlier supervisor.
@@ -204,17 +208,14 @@ impl Sessions {
 
     /// A connection of an earlier session, if there is one that the agent has not closed.
     fn kept(&self) -> Option<UnixStream> {
-        loop {
-            let connection = self.kept_list().pop()?;
-            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-            // An agent has nothing to say here.
-            if recv(connection.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN) {
-                return Some(connection);
-            }
-        }
+        let connection = self.keeper().take()?;
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        // An agent has nothing to say here.
+        let is_open = recv(connection.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN);
+        is_open.then_some(connection)
     }
 
-    fn kept_list(&self) -> MutexGuard<'_, Vec<UnixStream>> {
+    fn keeper(&self) -> MutexGuard<'_, Option<UnixStream>> {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -270,10 +271,7 @@ impl Session {
         let Ok(connection) = reader.into_parts().0.reunite(outbox.into_inner()) else {
             return;
         };
-        let mut kept = home.kept_list();
-        if kept.len() < MOST_KEPT {
-            kept.push(connection);
-        }
+        home.keeper().get_or_insert(connection);
     }
 }
 
