@@ -20,8 +20,7 @@ pub(super) async fn pack(
     mut session: Session,
     answers: Sender<Result<PackResponse, Status>>,
 ) {
-    // A hostile guest's answer may have statistics of some megabytes, which are not kept as long as the session.
-    let path = { opened }.path.unwrap_or_default();
+    let path = opened.path.unwrap_or_default();
     let head = pack_response::Message::Path(PackedPath {
         is_directory: path.is_directory,
         size: path.size,

@@ -302,7 +302,8 @@ fn refused(why: &str) -> io::Error {
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use volant_proto::agent::v1::StatsSession;
+    use volant_proto::agent::v1::{GuestStats, PackSession, StatsSession};
+    use volant_session::Writer;
 
     use super::*;
 
@@ -409,5 +410,34 @@ mod tests {
         };
         let ((), opened) = tokio::join!(fourth, ask());
         opened.unwrap();
+    }
+
+    #[tokio::test]
+    async fn statistics_that_nobody_asked_for_are_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(folder.path().join("vsock")).unwrap();
+        let sessions = sessions(&folder);
+        let asked = [
+            session_request::Session::Stats(StatsSession { processes: 1 }),
+            session_request::Session::Pack(PackSession::default()),
+        ];
+        for (ask, kept) in asked.into_iter().zip([true, false]) {
+            let guest = async {
+                let (mut guest, _) = listener.accept().await.unwrap();
+                let mut asked = [0; 13];
+                guest.read_exact(&mut asked).await.unwrap();
+                guest.write_all(b"OK 1\n").await.unwrap();
+                let opened = SessionOpened {
+                    stats: Some(GuestStats::default()),
+                    ..SessionOpened::default()
+                };
+                let mut writer = Writer(&mut guest);
+                let opened = Frame::message(Kind::Opened, &opened);
+                writer.send(&opened).await.unwrap();
+                guest
+            };
+            let (_guest, opened) = tokio::join!(guest, sessions.open(ask));
+            assert_eq!(opened.unwrap().0.stats.is_some(), kept);
+        }
     }
 }
