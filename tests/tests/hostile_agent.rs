@@ -7,7 +7,7 @@ use volant_testhost::HOSTILE_AGENT_VARIABLE;
 use volant_tests::{BOOT, Site, eventually};
 
 /// What vmd may have resident at most, in KiB, whatever its guest does.
-const MOST_RESIDENT: u64 = 32 * 1024;
+const MOST_RESIDENT: u64 = 24 * 1024;
 /// What all of one guest's attacks may bring into the journal.
 const MOST_JOURNAL: usize = 40_000_000;
 /// What vmd itself may say there: a burst, and four lines a second.
